@@ -1,0 +1,70 @@
+"""Flags from a dataclass: field name = flag = attribute. Standard library only, so a typo costs 50 ms and not an import of torch."""
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+import sys
+import typing
+
+
+class Problem(Exception):
+    """Something the user can mend. Its text is one sentence that says what to do; `run` prints it and exits with 1."""
+
+
+def arg(default, help, choices=None, positional=False):
+    """A dataclass field that becomes a flag (or, with `positional`, a positional argument)."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "positional": positional})
+
+
+def parse(cls, argv=None, presets=None, description=None):
+    """Build the frozen dataclass `cls` from `argv` (default: the command line).
+
+    `presets` maps a name to the fields it sets; `--preset NAME` chooses one and any flag overrides it. A bool becomes
+    --name / --no-name, a tuple takes several values. A bad flag, type, choice or combination (a ValueError from the class's own
+    __post_init__) is a one-line usage error with exit status 2.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind, options = hints[f.name], {"help": f.metadata["help"].replace("%", "%%")}
+        shown = presets[f.default] if presets and f.name == "preset" else None
+        if not shown and f.default not in (None, "", ()):
+            options["help"] += f" (default: {f.default})"
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is tuple:
+            options |= {"nargs": "+", "type": typing.get_args(kind)[0], "metavar": f.name.upper()}
+        else:
+            options |= {"type": kind, "choices": f.metadata["choices"]}
+            if not f.metadata["choices"]:
+                options["metavar"] = f.name.upper()
+        parser.add_argument(f.name if f.metadata["positional"] else f"--{f.name}", default=argparse.SUPPRESS, **options)
+    parser.error = lambda message: sys.exit((sys.stderr.write(f"{parser.prog}: {message} (see --help)\n"), 2)[1])
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(parser.parse_args(argv)).items()}
+    if presets:
+        default = next(f.default for f in dataclasses.fields(cls) if f.name == "preset")
+        given = presets[given.get("preset", default)] | given
+    try:
+        return cls(**given)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def provenance():
+    """How a number came about: the command line, and the commit (None outside a git checkout; + marks uncommitted changes)."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
+    return {"command": shlex.join(["python", *sys.argv]), "commit": git.stdout.strip() or None}
+
+
+def run(main):
+    """Call `main()`; a Problem or an operating-system error (disk full, no permission) becomes one line and exit status 1."""
+    try:
+        return main()
+    except Problem as problem:
+        sys.exit(f"error: {problem}")
+    except OSError as error:
+        sys.exit(f"error: {error.strerror or error}: {error.filename or 'while writing'}; nothing was overwritten")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,113 @@
+"""Token files and what reads them: the three tokenizers, `data/NAME/{train,val}.bin` with their meta.json, and the order of windows.
+
+A token file is a flat array of uint16 ids, documents one after another, each closed by EOS. L is always a length in tokens.
+"""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from config import Problem
+
+DATA = Path("data")
+EOS = "<|endoftext|>"
+TOKENIZERS = ("bytes", "gpt2", "text8")
+
+
+@functools.cache
+def tokenizer(name):
+    """The `tiktoken.Encoding` called `name`: `bytes` (256 bytes + EOS), `gpt2` (50,257 with EOS) or `text8` (space and a-z, no EOS).
+
+    `n_vocab` is V; `tokenizer("gpt2")` downloads its vocabulary once (or reads TIKTOKEN_CACHE_DIR).
+    """
+    if name == "gpt2":
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except Exception as error:  # requests raises a family of its own
+            raise Problem(f"cannot load GPT-2's vocabulary ({type(error).__name__}): go online once, or set TIKTOKEN_CACHE_DIR "
+                          "to a folder that holds it") from None
+    if name == "bytes":
+        ranks, special = {bytes([i]): i for i in range(256)}, {EOS: 256}
+    elif name == "text8":
+        ranks, special = {c.encode(): i for i, c in enumerate(" abcdefghijklmnopqrstuvwxyz")}, {}
+    else:
+        raise Problem(f"unknown tokenizer {name!r}: choose one of {', '.join(TOKENIZERS)}")
+    return tiktoken.Encoding(name, pat_str=r"[\s\S]{1,64}", mergeable_ranks=ranks, special_tokens=special)
+
+
+def sha256(path):
+    """Hex digest of a file, read in pieces."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def load_meta(name, folder=DATA):
+    """The dict of `folder/name/meta.json`; a Problem tells what to run when it is not there."""
+    try:
+        return json.loads((Path(folder) / name / "meta.json").read_text())
+    except FileNotFoundError:
+        raise Problem(f"no dataset {name!r} in {folder}/: build it with `python prepare_owt.py` (--help shows how)") from None
+    except ValueError:
+        raise Problem(f"{folder}/{name}/meta.json is damaged: delete the folder and prepare the dataset again") from None
+
+
+def load_tokens(name, split, folder=DATA):
+    """The ids of a split as a read-only uint16 memmap; its length is checked against meta.json."""
+    path, expected = Path(folder) / name / f"{split}.bin", load_meta(name, folder)[split]["tokens"]
+    if not path.is_file() or path.stat().st_size != 2 * expected:
+        raise Problem(f"{path} is missing or not {expected:,} tokens long: delete the folder and prepare the dataset again")
+    return np.memmap(path, dtype=np.uint16, mode="r")
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(n, *key):
+    """A permutation of n windows and a number in [0, 1), both drawn for this epoch."""
+    rng = np.random.default_rng(key)
+    return rng.permutation(n), rng.random()
+
+
+def train_windows(tokens, length, seed, samples):
+    """Windows of the global samples (a list of ints) -> int64 array (B, length).
+
+    Sample g is window g mod n of epoch g // n, n = len(tokens) // length. Every epoch has its own order and its own offset, and wraps
+    around the end of the file, so that it shows every token once (but for a remainder shorter than one window).
+    """
+    n = len(tokens) // length
+    if n == 0:
+        raise Problem(f"the training split has {len(tokens)} tokens, fewer than one window of {length}: use a shorter --length")
+    out = np.empty((len(samples), length), np.int64)
+    for row, g in zip(out, samples):
+        order, offset = _epoch_order(n, seed, g // n)
+        at = order[g % n] * length + int(offset * len(tokens))
+        row[:] = tokens.take(range(at, at + length), mode="wrap")
+    return out
+
+
+def word_report(texts, name, length, folder=DATA):
+    """How many whitespace-separated words of `texts` (a list of str) occur in the dataset `name` -> dict: the share, its standard error
+    over texts, and the share in 256 validation windows of `length` tokens, which cut their first and last words as texts do."""
+    tok = tokenizer(load_meta(name, folder)["tokenizer"])
+    splits = {split: load_tokens(name, split, folder) for split in ("train", "val")}
+    corpus = {word for tokens in splits.values() for word in tok.decode(tokens.tolist()).split()}
+
+    def known(texts):  # (words, known words) of each text
+        return np.array([(len(text.split()), sum(word in corpus for word in text.split())) for text in texts])
+
+    words, hits = known(texts).T
+    share = hits.sum() / max(1, words.sum())
+    errors = (hits - share * words) / max(1, words.mean())  # of a ratio of means, so that long texts weigh more
+    real = known(tok.decode(ids.tolist()) for ids in val_windows(splits["val"], length, 256)).sum(0)
+    return {"known_words": float(share), "stderr": float(errors.std() / len(texts) ** 0.5),
+            "known_words_of_real_text": float(real[1] / real[0]), "num_samples": len(texts), "corpus": name}
+
+
+def val_windows(tokens, length, count):
+    """The first `count` windows of the validation split (fewer if it has fewer), in order -> int64 array (count, length)."""
+    n = min(count, len(tokens) // length)
+    if n == 0:
+        raise Problem(f"the validation split has {len(tokens)} tokens, fewer than one window of {length}: use a shorter --length")
+    return tokens[: n * length].reshape(n, length).astype(np.int64)

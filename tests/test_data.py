@@ -1,0 +1,62 @@
+"""Tokenizers and windows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from config import Problem
+from data import load_tokens, tokenizer, train_windows, val_windows
+
+
+def test_tokenizers_round_trip():
+    text = "Grüße, 世界!\n\ttwo  spaces\x00"
+    tok = tokenizer("bytes")
+    assert tok.encode_ordinary(text) == list(text.encode()) and tok.decode(tok.encode_ordinary(text)) == text
+    assert tok.n_vocab == 257 and tok.eot_token == 256
+    tok = tokenizer("text8")
+    assert tok.encode_ordinary("a zebra") == [1, 0, 26, 5, 2, 18, 1] and tok.n_vocab == 27
+    with pytest.raises(Problem, match="unknown tokenizer"):
+        tokenizer("klingon")
+
+
+@pytest.mark.parametrize("length", [7, 10])
+def test_an_epoch_shows_every_token_once_in_its_own_order(length):
+    tokens = np.arange(100, dtype=np.uint16)
+    n = 100 // length
+    epochs = [train_windows(tokens, length, 0, range(e * n, e * n + n)) for e in range(3)]
+    for windows in epochs:
+        shown = np.sort(windows.ravel())
+        assert len(np.unique(shown)) == n * length  # none twice; a remainder shorter than a window is left out
+        assert ((np.diff(windows, axis=1) % 100) == 1).all()  # neighbours in the file, around its end
+    starts = [set(w[:, 0]) for w in epochs]
+    assert starts[0] != starts[1] != starts[2]
+    assert not np.array_equal(epochs[0], train_windows(tokens, length, 1, range(n)))
+
+
+def test_windows_belong_to_the_sample_and_not_to_its_batch():
+    tokens = np.arange(1000, dtype=np.uint16)
+    both = train_windows(tokens, 16, 0, [3, 200])
+    assert np.array_equal(both[1:], train_windows(tokens, 16, 0, [200]))
+
+
+def test_validation_windows_are_the_first_in_order():
+    assert val_windows(np.arange(100, dtype=np.uint16), 8, 3).tolist() == [list(range(8 * i, 8 * i + 8)) for i in range(3)]
+    assert len(val_windows(np.arange(100, dtype=np.uint16), 8, 999)) == 12
+    with pytest.raises(Problem, match="fewer than one window"):
+        val_windows(np.arange(5, dtype=np.uint16), 8, 1)
+
+
+def test_a_damaged_dataset_is_named(tmp_path):
+    with pytest.raises(Problem, match="prepare_owt.py"):
+        load_tokens("x", "train", tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "meta.json").write_text(json.dumps({"train": {"tokens": 10}}))
+    with pytest.raises(Problem, match="missing or not 10 tokens long"):
+        load_tokens("x", "train", tmp_path)
+    np.arange(9, dtype=np.uint16).tofile(tmp_path / "x" / "train.bin")
+    with pytest.raises(Problem, match="missing or not 10 tokens long"):
+        load_tokens("x", "train", tmp_path)
+    (tmp_path / "x" / "meta.json").write_text("{")
+    with pytest.raises(Problem, match="damaged"):
+        load_tokens("x", "train", tmp_path)
