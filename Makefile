@@ -8,7 +8,7 @@ demo: out/demo/ckpt.pt
 	@echo "== 4/4 sampling 32 texts in 32 steps: by posterior remasking, then by MDLM's ancestral sampling for comparison"
 	$(BIN)python sampler.py --steps 32 --num_samples 32 --path mdlm --report out/demo/mdlm.json --show 0
 	$(BIN)python sampler.py --steps 32 --num_samples 32 --out out/demo/samples.jsonl --report out/demo/posterior.json
-	@echo "== now try: $(BIN)python sampler.py --steps 32 --watch"
+	@echo "== now try: $(BIN)python sampler.py --steps 32 --watch # the text taking shape"
 
 test: .venv/installed
 	$(BIN)ruff check .
@@ -17,7 +17,7 @@ test: .venv/installed
 # Train in steps that end: an interrupted demo goes on where its last checkpoint stands, a finished one is left alone.
 .PHONY: out/demo/ckpt.pt
 out/demo/ckpt.pt: data/pydocs/meta.json
-	@echo "== 3/4 training the demo model into out/demo (about four minutes on two cores)"
+	@echo "== 3/4 training the demo model into out/demo (about five minutes on two cores)"
 	$(BIN)python train.py --preset demo $(if $(wildcard out/demo/ckpt.pt),--resume)
 
 data/pydocs/meta.json: .venv/installed

@@ -1,6 +1,6 @@
 """Train DSL, MDLM or an autoregressive model: config, batches, the loop, EMA, validation, checkpoints.
 
-    python train.py --preset demo            # two CPU cores, about four minutes
+    python train.py --preset demo            # two CPU cores, about five minutes
     python train.py --preset demo --resume   # go on where the last checkpoint stands
 
 Every random number of a run is keyed by (seed, global sample index), see dsl_loss.keyed_draws, so a resumed run is the same run.
@@ -16,7 +16,7 @@ from pathlib import Path
 from config import Problem, arg, parse, provenance, run
 
 PRESETS = {
-    "demo": dict(dataset="pydocs", out_dir="out/demo", max_steps=3600),
+    "demo": dict(dataset="pydocs", out_dir="out/demo", max_steps=4800),
 }
 
 
@@ -49,7 +49,7 @@ class Config:
     snr_median: float = arg(0.9, "median of the log-normal SNR, in t_c")
     snr_sigma: float = arg(1.2, "standard deviation of ln SNR")
     # the optimiser
-    max_steps: int = arg(3600, "optimiser steps")
+    max_steps: int = arg(4800, "optimiser steps")
     batch_size: int = arg(16, "sequences in one optimiser step")
     lr: float = arg(4e-3, "peak learning rate of AdamW")
     warmup: int = arg(50, "steps of linear warm-up")
