@@ -5,7 +5,7 @@ BIN = .venv/bin/
 .PHONY: demo test results clean
 
 demo: out/demo/ckpt.pt
-	@echo "== 4/4 sampling 32 texts in 32 steps: by posterior remasking, then by MDLM's ancestral sampling for comparison"
+	@echo "== 4/4 sampling 32 texts in 32 steps: by MDLM's ancestral sampling for comparison, then by posterior remasking"
 	$(BIN)python sampler.py --steps 32 --num_samples 32 --path mdlm --report out/demo/mdlm.json --show 0
 	$(BIN)python sampler.py --steps 32 --num_samples 32 --out out/demo/samples.jsonl --report out/demo/posterior.json
 	@echo "== now try: $(BIN)python sampler.py --steps 32 --watch # the text taking shape"
@@ -26,7 +26,7 @@ data/pydocs/meta.json: .venv/installed
 .venv/installed: requirements.txt
 	@echo "== 1/4 installing the pinned requirements into .venv"
 	$(PYTHON) -m venv .venv
-	$(BIN)python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)python -m pip install --quiet --progress-bar off --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 # The numbers in README.md: the samples of the demo's checkpoint, reported into results/.
