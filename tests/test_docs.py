@@ -1,0 +1,89 @@
+"""What the README promises: every command parses, every script explains itself, every number has its json; and files stay short."""
+
+import ast
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if "\ndef parse_args(" in p.read_text()]
+SOURCES = sorted(ROOT.glob("*.py"))
+
+
+def commands():
+    """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and Makefile recipes, as (script, flags)."""
+    text = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)) + (ROOT / "Makefile").read_text().replace("$(BIN)", "")
+    for line in text.replace("\\\n", " ").splitlines():
+        for command in re.split(r"&&|;|\||\$\(if", line):
+            found = re.search(r"(?:python3?|torchrun)\s.*?(\w+\.py)(.*)", command.split(" #")[0])
+            if found and (ROOT / found[1]).exists():
+                yield found[1], found[2].strip()
+
+
+def test_the_readme_holds_commands():
+    assert {"prepare_owt.py", "train.py", "sampler.py"} <= {script for script, _ in commands()}
+
+
+@pytest.mark.parametrize("script, flags", sorted(set(commands())))
+def test_readme_command_parses(script, flags):
+    importlib.import_module(script[:-3]).parse_args(shlex.split(flags))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_help_works_without_data_and_a_typo_before_any_heavy_import(script, tmp_path):
+    shown = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert shown.returncode == 0 and "--" in shown.stdout and not shown.stderr
+    no_torch = "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['x', '--no_such_flag']; "
+    typo = subprocess.run([sys.executable, "-c", f"{no_torch}runpy.run_path({str(script)!r}, run_name='__main__')"], cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert typo.returncode == 2 and typo.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_result_says_how_it_came_about():
+    results = sorted((ROOT / "results").glob("*.json"))
+    assert results
+    for path in results:
+        result = json.loads(path.read_text())
+        assert {"command", "commit"} <= result.keys(), path.name
+        assert not result["commit"].endswith("+"), f"{path.name} was made with uncommitted changes"
+    for name in re.findall(r"results/[\w./-]+\.\w+", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_readme_numbers_stand_in_their_json():
+    """The bound and the shares of words that the README's table states are those of results/demo_*.json, as rounded there."""
+    for name in ("demo_posterior", "demo_mdlm"):
+        result = json.loads((ROOT / "results" / f"{name}.json").read_text())
+        row = next(line for line in README.splitlines() if f"results/{name}.json" in line and line.startswith("|"))
+        assert f"{result['known_words']:.3f}" in row and f"{result['training']['validation']['roar'][0]:.3f}" in row
+
+
+def test_files_fit_a_sitting_and_functions_a_screen():
+    for path in SOURCES:
+        text = path.read_text()
+        assert text.count("\n") <= 350, path.name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 45, f"{path.name}: {node.name}"
+
+
+def test_imports_make_no_cycle():
+    names = {p.stem for p in SOURCES}
+    edges = {}
+    for path in SOURCES:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        edges[path.stem] = names & (plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)})
+    while edges:
+        leaves = {name for name, needs in edges.items() if not needs}
+        assert leaves, f"import cycle among {sorted(edges)}"
+        edges = {name: needs - leaves for name, needs in edges.items() if name not in leaves}
