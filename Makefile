@@ -10,7 +10,7 @@ demo: out/demo/ckpt.pt
 	$(BIN)python sampler.py --steps 32 --num_samples 32 --out out/demo/samples.jsonl --report out/demo/posterior.json
 	@echo "== now try: $(BIN)python sampler.py --steps 32 --watch # the text taking shape"
 
-test: .venv/installed
+test: .venv/tested
 	$(BIN)ruff check .
 	$(BIN)python -m pytest -q tests
 
@@ -27,6 +27,10 @@ data/pydocs/meta.json: .venv/installed
 	@echo "== 1/4 installing the pinned requirements into .venv"
 	$(PYTHON) -m venv .venv
 	$(BIN)python -m pip install --quiet --progress-bar off --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/tested: .venv/installed requirements-test.txt
+	$(BIN)python -m pip install --quiet --progress-bar off --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
 # The numbers in README.md: the samples of the demo's checkpoint, reported into results/.

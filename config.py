@@ -1,11 +1,15 @@
 """Flags from a dataclass: field name = flag = attribute. Standard library only, so a typo costs 50 ms and not an import of torch."""
 
 import argparse
+import contextlib
 import dataclasses
+import importlib
+import os
 import shlex
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 
 class Problem(Exception):
@@ -58,13 +62,48 @@ def provenance():
     return {"command": shlex.join(["python", *sys.argv]), "commit": git.stdout.strip() or None}
 
 
+@contextlib.contextmanager
+def whole_file(path):
+    """Open a file for writing bytes that takes the name `path` only when all of it is written and flushed.
+
+    Whatever happens meanwhile, a kill or a full disk, `path` is afterwards the old file or the new one, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")  # one name, so that a killed run leaves one file, not many
+    try:
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def optional(module):
+    """Import a package that only some uses need; when it is missing, the Problem names the pip line."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise Problem(f"this needs a package that is not installed: pip install {module.split('.')[0]}") from None
+
+
 def run(main):
-    """Call `main()`; a Problem or an operating-system error (disk full, no permission) becomes one line and exit status 1."""
+    """Call `main()`; a Problem or an operating-system error (disk full, no permission) becomes one line and exit status 1.
+
+    Of several processes that torchrun started, only the first speaks.
+    """
     try:
         return main()
-    except Problem as problem:
-        sys.exit(f"error: {problem}")
-    except OSError as error:
-        sys.exit(f"error: {error.strerror or error}: {error.filename or 'while writing'}; nothing was overwritten")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Problem as problem:
+        message = str(problem)
+    except OSError as error:
+        message = f"{error.strerror or error}: {error.filename or 'while writing'}; nothing was overwritten"
+    sys.exit(f"error: {message}" if os.environ.get("RANK", "0") == "0" else 1)

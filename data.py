@@ -70,20 +70,21 @@ def _epoch_order(n, *key):
     return rng.permutation(n), rng.random()
 
 
-def train_windows(tokens, length, seed, samples):
-    """Windows of the global samples (a list of ints) -> int64 array (B, length).
+def train_windows(tokens, length, seed, samples, eos=None):
+    """Windows of the global samples (a list of ints) -> int64 array (B, length). With `eos` they are length - 2 tokens between two EOS.
 
     Sample g is window g mod n of epoch g // n, n = len(tokens) // length. Every epoch has its own order and its own offset, and wraps
     around the end of the file, so that it shows every token once (but for a remainder shorter than one window).
     """
-    n = len(tokens) // length
+    inner = length if eos is None else length - 2
+    n = len(tokens) // inner
     if n == 0:
         raise Problem(f"the training split has {len(tokens)} tokens, fewer than one window of {length}: use a shorter --length")
-    out = np.empty((len(samples), length), np.int64)
-    for row, g in zip(out, samples):
+    out = np.full((len(samples), length), eos or 0, np.int64)
+    for row, g in zip(out[:, :inner] if eos is None else out[:, 1:-1], samples):
         order, offset = _epoch_order(n, seed, g // n)
-        at = order[g % n] * length + int(offset * len(tokens))
-        row[:] = tokens.take(range(at, at + length), mode="wrap")
+        at = order[g % n] * inner + int(offset * len(tokens))
+        row[:] = tokens.take(range(at, at + inner), mode="wrap")
     return out
 
 
@@ -105,9 +106,11 @@ def word_report(texts, name, length, folder=DATA):
             "known_words_of_real_text": float(real[1] / real[0]), "num_samples": len(texts), "corpus": name}
 
 
-def val_windows(tokens, length, count):
+def val_windows(tokens, length, count, eos=None):
     """The first `count` windows of the validation split (fewer if it has fewer), in order -> int64 array (count, length)."""
-    n = min(count, len(tokens) // length)
+    inner = length if eos is None else length - 2
+    n = min(count, len(tokens) // inner)
     if n == 0:
         raise Problem(f"the validation split has {len(tokens)} tokens, fewer than one window of {length}: use a shorter --length")
-    return tokens[: n * length].reshape(n, length).astype(np.int64)
+    rows = tokens[: n * inner].reshape(n, inner).astype(np.int64)
+    return rows if eos is None else np.pad(rows, ((0, 0), (1, 1)), constant_values=eos)

@@ -110,12 +110,9 @@ def masked_mean(ce, masked):
     return (ce * masked).sum(-1) / masked.sum(-1)
 
 
-def dsl_loss(model, x0, snr, eps):
-    """Cross-entropy at every position, unweighted (DSL, section 4): a proper score, minimised by the exact posterior at every SNR.
-
-    The first B - len(eps) sequences are endpoint ones (snr 0 or inf everywhere, fed by lookup); the others have finite SNRs and
-    noise eps (B', L, D). The bound is the ROAR bound, estimated from the endpoint sequences (nan without any).
-    """
+def dsl_ce(model, x0, snr, eps):
+    """Cross-entropy (B, L) of every token. The first B - len(eps) sequences are endpoint ones (snr 0 or inf everywhere, fed by lookup);
+    the others have finite SNRs and noise eps (B', L, D)."""
     n_end = len(x0) - len(eps)
     h = []
     if n_end:
@@ -123,7 +120,15 @@ def dsl_loss(model, x0, snr, eps):
     if len(eps):
         h.append(model.embed_noisy(add_noise(F.embedding(x0[n_end:], model.E), snr[n_end:], eps)))
     dtype = h[0].dtype
-    ce = token_ce(model(torch.cat([part.to(dtype) for part in h])), x0)  # (B, L)
+    return token_ce(model(torch.cat([part.to(dtype) for part in h])), x0)
+
+
+def dsl_loss(model, x0, snr, eps):
+    """Cross-entropy at every position, unweighted (DSL, section 4): a proper score, minimised by the exact posterior at every SNR.
+
+    Arguments as in `dsl_ce`. The bound is the ROAR bound, estimated from the endpoint sequences (nan without any).
+    """
+    ce, n_end = dsl_ce(model, x0, snr, eps), len(x0) - len(eps)
     return ce.mean(), masked_mean(ce[:n_end], snr[:n_end] == 0).mean().detach()
 
 
@@ -191,6 +196,17 @@ def diffusion_bound(model, x0, grid, generator):
         e_hat = logits_at(low + (high - low) * torch.rand(len(x0), **draw)).softmax(-1) @ model.E
         total += (high - low) / 2 * (e - e_hat).square().sum((1, 2))
     return total + token_ce(logits_at(torch.full_like(total, float(grid[-1]))), x0).sum(1)
+
+
+SNR_BINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)  # edges in units of t_c, for reading where a model learns
+
+
+def ce_by_snr(ce, snr, t_c):
+    """Sort per-token losses by SNR: ce, snr (B, L) -> {"masked", "clean", "0-0.25", ...: (mean, standard error)}, SNRs in units of t_c."""
+    bins = {"masked": snr == 0, "clean": snr.isinf()}
+    for low, high in zip(SNR_BINS, SNR_BINS[1:]):
+        bins[f"{low:g}-{high:g}"] = (snr > low * t_c) & (snr <= high * t_c) & snr.isfinite()
+    return {name: mean_and_stderr(ce[where]) for name, where in bins.items() if where.sum() > 1}
 
 
 def mean_and_stderr(values):

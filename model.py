@@ -8,8 +8,6 @@ Legend, the same in every file (B batch, L length, V vocabulary, C d_model, D d_
 """
 
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config import Problem
+from config import Problem, whole_file
 
 
 @dataclass(frozen=True)
@@ -171,28 +169,10 @@ def autocast(device, dtype="auto"):
     return torch.autocast(device.type, torch.bfloat16, enabled=fast if dtype == "auto" else dtype == "bfloat16")
 
 
-def fsync_replace(temporary, path):
-    """Move a finished file into place so that after a crash `path` is either the old file or the new one, never half of one."""
-    os.replace(temporary, path)
-    folder = os.open(Path(path).parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-
-
 def save_checkpoint(path, model, **state):
     """Write the model's weights and `state` (plain types and tensors) to `path`, atomically. `model` is the raw module, never a wrapper."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".ckpt-")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            torch.save({"model": model.state_dict(), "model_config": asdict(model.config), **state}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        fsync_replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as f:
+        torch.save({"model": model.state_dict(), "model_config": asdict(model.config), **state}, f)
 
 
 def load_checkpoint(path, device="cpu", ema=True):

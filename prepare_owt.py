@@ -31,7 +31,7 @@ import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from config import Problem, arg, parse, run
+from config import Problem, arg, parse, run, whole_file
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ def text8(cfg):
         except (OSError, http.client.HTTPException) as error:
             raise Problem(f"cannot download {TEXT8_URL} ({error}): fetch it elsewhere and put it at {path}") from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, packed)
+        with whole_file(path) as file:
+            file.write(packed)
     if (hashlib.md5(path.read_bytes()).hexdigest() != TEXT8_MD5
             or len(text := zipfile.ZipFile(path).read("text8").decode("ascii")) != TEXT8_LENGTH):
         raise Problem(f"{path} is not the text8.zip that everyone uses (md5 {TEXT8_MD5}): delete it and fetch it again")
@@ -260,16 +261,6 @@ def encode_all(name, documents, workers):
             raise OSError("a worker died, perhaps for lack of memory: run the same with fewer --workers to go on") from None
 
 
-def write(path, content):
-    """Write bytes so that `path` holds all of them or what it held before."""
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def resume(work, stamp, names):
     """The journal that an interrupted run over the same input left in `work`, its files cut back to it; else an empty one."""
     with contextlib.suppress(OSError, ValueError, KeyError):  # no journal, or not one of ours
@@ -298,7 +289,8 @@ def tokenise(cfg, documents, to, names, journal, work):
                 journal["tokens"][i] += int(lengths[where == i].sum())
                 journal["bytes"][i] += int(sizes[where == i].sum())
             journal["done"] += len(lengths)
-            write(work / "journal.json", json.dumps(journal).encode())
+            with whole_file(work / "journal.json") as file:
+                file.write(json.dumps(journal).encode())
             bar.update(len(lengths))
 
 
@@ -340,7 +332,8 @@ def main(cfg):
     except Problem:
         shutil.rmtree(work)
         raise
-    write(work / "meta.json", json.dumps(meta, indent=1).encode())
+    with whole_file(work / "meta.json") as file:
+        file.write(json.dumps(meta, indent=1).encode())
     publish(work, target)
     seconds, new = time.monotonic() - begin, sum(journal["tokens"]) - before
     print(f"saved {target} in {seconds:.1f} s ({new:,} new tokens, {new / seconds:,.0f} a second)")

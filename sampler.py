@@ -13,9 +13,8 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
-from config import Problem, arg, parse, provenance, run
+from config import Problem, arg, parse, provenance, run, whole_file
 
 PATH_NAMES = ("posterior", "mdlm", "remdm-cap", "random", "sde")
 
@@ -69,7 +68,7 @@ from tqdm import tqdm
 
 from data import tokenizer, word_report
 from dsl_loss import critical_snr, keyed_generator
-from model import fsync_replace, load_checkpoint, pick_device
+from model import load_checkpoint, pick_device
 
 # ---- drawing a token ---------------------------------------------------------------------------------------------------------
 
@@ -303,15 +302,6 @@ def load_for_sampling(cfg):
     return model, ckpt, replace(cfg, path=path, length=cfg.length or L)
 
 
-def write_whole(path, text):
-    """Write a file, into place only when all of it is there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    fsync_replace(temporary, path)
-
-
 def main(cfg):
     model, ckpt, cfg = load_for_sampling(cfg)
     tok, rows, start = tokenizer(ckpt["tokenizer"]), [], time.time()
@@ -332,7 +322,8 @@ def main(cfg):
     calls = sum(row["nfe"] for row in rows) / len(rows)
     print(f"\n{len(rows)} texts, {calls:.1f} network calls each, {seconds:.1f} s, {len(rows) * cfg.length / seconds:,.0f} tokens/s")
     if cfg.out:
-        write_whole(cfg.out, "".join(json.dumps(row) + "\n" for row in rows))
+        with whole_file(cfg.out) as f:
+            f.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
         print(f"saved {cfg.out}")
     if cfg.report:
         words = word_report([row["text"] for row in rows], ckpt["config"]["dataset"], cfg.length, cfg.data_dir)
@@ -340,7 +331,8 @@ def main(cfg):
               f"{words['known_words_of_real_text']:.3f} of real text")
         training = {name: ckpt[name] for name in ("command", "commit", "step", "validation")}
         result = {**provenance(), **words, "nfe": calls, "sampling": asdict(cfg), "training": training}
-        write_whole(cfg.report, json.dumps(result, indent=1) + "\n")
+        with whole_file(cfg.report) as f:
+            f.write(f"{json.dumps(result, indent=1)}\n".encode())
         print(f"saved {cfg.report}")
 
 

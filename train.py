@@ -1,179 +1,108 @@
-"""Train DSL, MDLM or an autoregressive model: config, batches, the loop, EMA, validation, checkpoints.
+"""Train DSL, MDLM or an autoregressive model: config, batches, DDP and compile, the loop, EMA, checkpoints.
 
-    python train.py --preset demo            # two CPU cores, about five minutes
-    python train.py --preset demo --resume   # go on where the last checkpoint stands
+    python train.py --preset demo                    # two CPU cores, about five minutes; add --resume to go on
+    torchrun --nproc_per_node=8 train.py             # preset owt: DSL fine-tuning of mdlm-owt on OpenWebText
+    python train.py --dry_run                        # what that would cost, without starting it
 
-Every random number of a run is keyed by (seed, global sample index), see dsl_loss.keyed_draws, so a resumed run is the same run.
+Every random number of a run is keyed by (seed, global sample index), see dsl_loss.keyed_draws, so neither a resumption nor the
+number of processes changes it (dropout alone is drawn per process).
 """
 
+import contextlib
 import copy
-import json
 import math
+import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from config import Problem, arg, parse, provenance, run
+from config import Problem, provenance
+from config import run as go
+from train_config import parse_args
 
-PRESETS = {
-    "demo": dict(dataset="pydocs", out_dir="out/demo", max_steps=4800),
-}
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every number of a run. The checkpoint and log.jsonl carry it whole."""
-
-    preset: str = arg("demo", "named set of defaults that the other flags override", choices=tuple(PRESETS))
-    dataset: str = arg("pydocs", "name of a folder that prepare_owt.py wrote")
-    data_dir: str = arg("data", "where datasets live")
-    out_dir: str = arg("out/demo", "where ckpt.pt and log.jsonl go")
-    resume: bool = arg(False, "go on from out_dir/ckpt.pt")
-    objective: str = arg("dsl", "what to train", choices=("dsl", "mdlm", "ar"))
-    seed: int = arg(0, "seed of the weights, the data order, the masks and the noise")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
-    dtype: str = arg("auto", "precision of the matrix products; auto: bfloat16 where the processor has it",
-                     choices=("auto", "float32", "bfloat16"))
-    # the network
-    length: int = arg(128, "L, tokens in a sequence")
-    n_layer: int = arg(4, "transformer blocks")
-    n_head: int = arg(4, "attention heads")
-    d_model: int = arg(128, "C, width of the stream")
-    d_embed: int = arg(32, "D, dimension of the unit sphere of token embeddings")
-    dropout: float = arg(0.0, "dropout on both branches of a block")
-    beta: float = arg(1.0, "start of the view's inverse temperature")
-    mask_share: float = arg(0.5, "start of the [MASK] slot's weight at SNR 0")
-    # the corruption (DSL only), SNRs in units of t_c = 2 ln V
-    endpoint: float = arg(0.5, "share of sequences made of clean and masked tokens only")
-    common: float = arg(0.0, "share of the other sequences whose tokens have one SNR in common")
-    snr_median: float = arg(0.9, "median of the log-normal SNR, in t_c")
-    snr_sigma: float = arg(1.2, "standard deviation of ln SNR")
-    # the optimiser
-    max_steps: int = arg(4800, "optimiser steps")
-    batch_size: int = arg(16, "sequences in one optimiser step")
-    lr: float = arg(4e-3, "peak learning rate of AdamW")
-    warmup: int = arg(50, "steps of linear warm-up")
-    lr_final: float = arg(0.05, "learning rate at the last step as a share of the peak, reached linearly; 1 keeps it constant")
-    beta2: float = arg(0.98, "AdamW's second decay rate; the first is 0.9")
-    weight_decay: float = arg(0.0, "AdamW's weight decay")
-    clip: float = arg(1.0, "largest norm of the gradient")
-    ema: float = arg(0.995, "decay of the averaged weights, those that are evaluated and sampled")
-    # what is seen and kept
-    log_every: int = arg(20, "steps between lines of log.jsonl")
-    eval_every: int = arg(0, "steps between evaluations; 0: only after the last step")
-    eval_windows: int = arg(2048, "validation windows for the ROAR bound; the diffusion bound takes 1/16 of them")
-    save_every: int = arg(500, "steps between checkpoints")
-
-    def __post_init__(self):
-        for name in ("length", "n_layer", "n_head", "d_model", "d_embed", "max_steps", "batch_size", "log_every", "save_every",
-                     "eval_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1")
-        for name in ("endpoint", "common", "dropout", "lr_final", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} must be between 0 and 1")
-        if self.lr <= 0 or self.snr_median <= 0 or not 0 < self.mask_share < 1:
-            raise ValueError("--lr and --snr_median must be positive and --mask_share between 0 and 1")
-        if self.d_model % (2 * self.n_head):
-            raise ValueError("--d_model must be an even multiple of --n_head")
-
-
-def parse_args(argv=None):
-    return parse(Config, argv, PRESETS, __doc__)
-
-
-CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
+CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from data import load_meta, load_tokens, train_windows, val_windows
-from dsl_loss import (SNRMix, ar_loss, critical_snr, diffusion_bound, draw_corruption, dsl_loss, is_endpoint, keyed_draws,
-                      keyed_generator, mdlm_loss, mean_and_stderr, roar_bound, snr_grid, stratified)
-from model import DSL, ModelConfig, autocast, load_checkpoint, pick_device, save_checkpoint
+from data import load_meta, load_tokens, tokenizer, train_windows
+from dsl_loss import (SNRMix, ar_loss, critical_snr, draw_corruption, dsl_loss, is_endpoint, keyed_draws, keyed_generator, mdlm_loss,
+                      stratified)
+from mdlm import mdlm_to_dsl, read_mdlm
+from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint
+from runtime import Log, StopSignal, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use, prefetch
+from validate import bits_per_byte, describe, evaluate
 
 LOSSES = {"dsl": dsl_loss, "mdlm": mdlm_loss, "ar": ar_loss}
-MAY_CHANGE = ("resume", "max_steps", "out_dir", "data_dir", "device", "log_every", "eval_every", "eval_windows", "save_every", "preset")
+MAY_CHANGE = ("preset", "resume", "max_steps", "micro_batch", "out_dir", "data_dir", "device", "compile", "log_every", "eval_every",
+              "eval_windows", "sample_every", "save_every", "keep", "skip_nonfinite", "wandb", "eval_only", "dry_run", "init_from")
 
 
-class Objective(nn.Module):
-    """The loss as a module, so that it can be wrapped or compiled while the model that is saved stays as it is."""
-
-    def __init__(self, model, objective):
-        super().__init__()
-        self.model, self.loss = model, LOSSES[objective]
-
-    def forward(self, x0, *noise):
-        return self.loss(self.model, x0, *noise)
+# ---- batches -----------------------------------------------------------------------------------------------------------------
 
 
-def batch(cfg, step, tokens, vocab_size, device):
-    """Clean ids (B, L) and the noise of optimiser step `step`, whose samples are step * batch_size + [0, batch_size)."""
-    samples = range(step * cfg.batch_size, (step + 1) * cfg.batch_size)
-    noise = ()
+def passes_of(cfg, step, rank, world):
+    """The samples of optimiser step `step`, step * batch_size + [0, batch_size), that this process takes: one list per pass."""
+    size = cfg.micro_batch or cfg.batch_size // world
+    if size == 0 or cfg.batch_size % (size * world):
+        raise Problem(f"--batch_size {cfg.batch_size} is no multiple of {world} processes times --micro_batch {size or 1}: change either")
+    count = cfg.batch_size // (size * world)
+    first = step * cfg.batch_size + rank * count * size
+    return [range(first + i * size, first + (i + 1) * size) for i in range(count)]
+
+
+def batch(cfg, samples, tokens, meta, device):
+    """Clean ids (B, L) and the noise of these samples, as the arguments of the loss."""
+    noise, eos = (), meta["eos"] if cfg.frame_eos else None
     if cfg.objective == "dsl":
         samples = sorted(samples, key=lambda s: not is_endpoint(s, cfg.endpoint))  # dsl_loss wants endpoint sequences first
         mix = SNRMix(cfg.endpoint, cfg.common, cfg.snr_median, cfg.snr_sigma)
-        noise = draw_corruption(cfg.seed, samples, cfg.length, cfg.d_embed, critical_snr(vocab_size), mix, device)
+        noise = draw_corruption(cfg.seed, samples, cfg.length, cfg.d_embed, critical_snr(meta["vocab_size"]), mix, device)
     elif cfg.objective == "mdlm":
         u, _ = keyed_draws(cfg.seed, samples, cfg.length, None, device)
         noise = (1e-3 + (1 - 1e-3) * stratified(cfg.seed, samples).to(u), u)  # MDLM's t >= 1e-3: its weight is 1/t
-    return torch.from_numpy(train_windows(tokens, cfg.length, cfg.seed, samples)).to(device), *noise
+    x0 = torch.from_numpy(train_windows(tokens, cfg.length, cfg.seed, samples, eos))
+    return (x0.pin_memory() if device.type == "cuda" else x0).to(device, non_blocking=True), *noise
 
 
-def learning_rate(cfg, step):
-    """Linear warm-up, then a straight line from lr to lr * lr_final."""
-    if step < cfg.warmup:
-        return cfg.lr * (step + 1) / cfg.warmup
-    return cfg.lr * (1 - (1 - cfg.lr_final) * (step - cfg.warmup) / max(1, cfg.max_steps - cfg.warmup))
+# ---- weights -----------------------------------------------------------------------------------------------------------------
 
 
-def bits_per_byte(meta, split, nats_per_token):
-    """Nats per token of a split -> bits per byte of its text: EOS tokens are paid for, though they are no byte."""
-    return nats_per_token / math.log(2) * meta[split]["tokens"] / meta[split]["bytes"]
+def shape(cfg, vocab_size):
+    return ModelConfig(vocab_size, cfg.length, cfg.n_layer, cfg.n_head, cfg.d_model, cfg.d_embed, cfg.objective == "ar", cfg.dropout,
+                       cfg.beta, cfg.mask_share)
 
 
-@torch.no_grad()
-def evaluate(cfg, model, meta, device):
-    """Bounds on the validation text -> {name: (mean, standard error)} in bits per byte.
-
-    `roar` on eval_windows windows, `diffusion` on every 16th of them (it costs 25 calls); for an AR model the exact `nll`.
-    """
-    windows = torch.from_numpy(val_windows(load_tokens(cfg.dataset, "val", cfg.data_dir), cfg.length, cfg.eval_windows))
-    grid = snr_grid(critical_snr(meta["vocab_size"]))
-    terms = {  # name: (windows, function of (x0, number of its first window) -> nats per sequence (B,))
-        "nll": (windows, lambda x0, i: cfg.length * torch.stack([ar_loss(model, x[None])[0] for x in x0])),
-        "roar": (windows, lambda x0, i: roar_bound(model, x0, "val", range(i, i + len(x0)))),
-        "diffusion": (windows[::16], lambda x0, i: diffusion_bound(model, x0, grid, keyed_generator(device, "val", i))),
-    }
-    scores = {}
-    for name in ("nll",) if cfg.objective == "ar" else ("roar", "diffusion"):
-        rows, term = terms[name]
-        parts = tqdm(range(0, len(rows), 64), f"validation, {name}", leave=False)
-        nats = torch.cat([term(rows[i : i + 64].to(device), i) for i in parts])
-        scores[name] = mean_and_stderr(bits_per_byte(meta, "val", nats / cfg.length))
-    return scores
-
-
-def describe(scores, windows):
-    parts = (f"{name} {mean:.3f} +- {stderr:.3f}" for name, (mean, stderr) in scores.items())
-    return f"validation, up to {windows:,} windows, bits per byte: {', '.join(parts)}"
-
-
-def build(cfg, tokens, vocab_size):
-    """A new network whose first prediction is the unigram distribution of the training tokens."""
+def build(cfg, tokens, meta):
+    """The network to start from: `init_from`, or a new one that at first predicts the unigram distribution of the training tokens."""
     torch.manual_seed(cfg.seed)
-    model = DSL(ModelConfig(vocab_size, cfg.length, cfg.n_layer, cfg.n_head, cfg.d_model, cfg.d_embed,
-                            cfg.objective == "ar", cfg.dropout, cfg.beta, cfg.mask_share))
-    counts = torch.from_numpy(np.bincount(tokens[:10_000_000], minlength=vocab_size)) + 1.0
-    with torch.no_grad():
-        model.out.bias.copy_((counts / counts.sum()).log())
+    config = shape(cfg, meta["vocab_size"])
+    if cfg.init_from == "scratch":
+        model = DSL(config)
+        counts = torch.from_numpy(np.bincount(tokens[:10_000_000], minlength=config.vocab_size)) + 1.0
+        with torch.no_grad():
+            model.out.bias.copy_((counts / counts.sum()).log())
+        return model
+    if cfg.init_from.endswith(".pt"):
+        source, ckpt = load_checkpoint(cfg.init_from)  # the averaged weights
+        if ckpt["tokenizer"] != meta["tokenizer"]:
+            raise Problem(f"{cfg.init_from} was trained on {ckpt['tokenizer']} tokens and {cfg.dataset} holds {meta['tokenizer']}: prepare "
+                          "the text again with that tokenizer")
+    else:
+        source = mdlm_to_dsl(read_mdlm(cfg.init_from), cfg.n_head, cfg.length, cfg.d_embed)
+    for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_embed", "causal"):
+        if getattr(source.config, name) != getattr(config, name):
+            raise Problem(f"{cfg.init_from} has {name} {getattr(source.config, name)}, this run {getattr(config, name)}: make them agree")
+    model = DSL(config)
+    model.load_state_dict(source.state_dict())
     return model
 
 
-def resume(cfg, path, meta):
+def resumed(cfg, path, meta):
     """The checkpoint's dict, after making sure that going on from it is the same run. Raises Problem with the first difference."""
     _, ckpt = load_checkpoint(path)
     if ckpt["tokenizer"] != meta["tokenizer"] or ckpt["model_config"]["vocab_size"] != meta["vocab_size"]:
@@ -185,87 +114,237 @@ def resume(cfg, path, meta):
     return ckpt
 
 
-class Log:
-    """log.jsonl: one dict a line. On resume the lines after the checkpoint's step are dropped, since those steps are run again."""
+class Objective(nn.Module):
+    """The loss as a module, so that DDP and compile wrap it while the model that is saved stays as it is."""
 
-    def __init__(self, path, step):
-        lines = path.read_text().splitlines() if step and path.is_file() else []
-        path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
-        self.path = path
+    def __init__(self, model, objective):
+        super().__init__()
+        self.model, self.loss = model, LOSSES[objective]
+        for p in (model.view.raw_E, model.view.beta):  # evidence is DSL's alone: DDP would wait for gradients that never come
+            p.requires_grad_(objective == "dsl")
 
-    def write(self, **fields):
-        with open(self.path, "a") as f:
-            f.write(json.dumps(fields) + "\n")
+    def forward(self, x0, *noise):
+        return self.loss(self.model, x0, *noise)
 
 
-def main(cfg):
-    device, out = pick_device(cfg.device), Path(cfg.out_dir)
+def wrap(cfg, run):
+    """The objective to call: compiled where that pays, and averaging its gradients over the processes."""
+    objective = Objective(run.model, cfg.objective)
+    if cfg.compile == "on" or cfg.compile == "auto" and run.device.type == "cuda":
+        objective = torch.compile(objective)
+    if run.world > 1:
+        size = len(passes_of(cfg, 0, run.rank, run.world)[0])
+        only_endpoints = cfg.objective == "dsl" and size * (1 - cfg.endpoint) < 1  # some passes then give E no gradient
+        objective = nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True, find_unused_parameters=only_endpoints)
+    return objective
+
+
+def endpoint_share(cfg):
+    """The share of sequences fed by lookup, for counting FLOPs."""
+    return cfg.endpoint if cfg.objective == "dsl" else 1.0
+
+
+def learning_rate(cfg, step):
+    """Linear warm-up, then a straight line from lr to lr * lr_final."""
+    if step < cfg.warmup:
+        return cfg.lr * (step + 1) / cfg.warmup
+    return cfg.lr * (1 - (1 - cfg.lr_final) * (step - cfg.warmup) / max(1, cfg.max_steps - cfg.warmup))
+
+
+# ---- the run -----------------------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """Everything that a run holds besides its configuration."""
+
+    model: DSL
+    ema: DSL
+    optimizer: torch.optim.Optimizer
+    step: int  # of the checkpoint that it goes on from
+    scores: dict  # of its last evaluation
+    tokens: np.ndarray
+    meta: dict
+    rank: int
+    world: int
+    device: torch.device
+    ceiling: float  # FLOP/s of a large matrix product, measured
+
+
+def start(cfg, rank, world, device):
+    """Load or build all of it. Raises Problem before anything is written."""
     meta, tokens = load_meta(cfg.dataset, cfg.data_dir), load_tokens(cfg.dataset, "train", cfg.data_dir)
-    path = out / "ckpt.pt"
-    if path.exists() and not cfg.resume:
+    if cfg.frame_eos and meta["eos"] is None:
+        raise Problem(f"--frame_eos needs an EOS token and {cfg.dataset} ({meta['tokenizer']}) has none: add --no-frame_eos")
+    path = Path(cfg.out_dir) / "ckpt.pt"
+    if path.exists() and not (cfg.resume or cfg.eval_only):
         raise Problem(f"{path} exists: add --resume to go on from it, or choose another --out_dir")
-    ckpt = resume(cfg, path, meta) if cfg.resume else None
-    model = build(cfg, tokens, meta["vocab_size"]).to(device)
+    ckpt = resumed(cfg, path, meta) if cfg.resume or cfg.eval_only and path.exists() else None
+    model = build(replace(cfg, init_from="scratch") if ckpt else cfg, tokens, meta).to(device)
     ema = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=device.type != "mps")
     if ckpt:
         model.load_state_dict(ckpt["model"])
         ema.load_state_dict(ckpt["ema"])
         optimizer.load_state_dict(ckpt["optimizer"])
-    start = ckpt["step"] if ckpt else 0
-    size = sum(p.numel() for p in model.parameters())
-    print(f"{cfg.objective} on {cfg.dataset} ({len(tokens):,} {meta['tokenizer']} tokens): {size:,} parameters, "
-          f"{cfg.batch_size * cfg.length:,} tokens per step, steps {start:,} to {cfg.max_steps:,}, on {device}", flush=True)
-    if start >= cfg.max_steps:
-        print(f"{path} has all {start:,} steps already: nothing to train")
+    step, scores = (ckpt["step"], ckpt["validation"]) if ckpt else (0, {})
+    return Run(model, ema, optimizer, step, scores, tokens, meta, rank, world, device, matmul_ceiling(device, autocast(device, cfg.dtype)))
+
+
+def save(cfg, run, step, scores):
+    """Write out_dir/ckpt.pt atomically; with --keep k also keep the last k as ckpt-STEP.pt, the newest being the same file."""
+    path = Path(cfg.out_dir) / "ckpt.pt"
+    save_checkpoint(path, run.model, ema=run.ema.state_dict(), optimizer=run.optimizer.state_dict(), step=step, config=asdict(cfg),
+                    tokenizer=run.meta["tokenizer"], validation=scores, **provenance())
+    if cfg.keep > 1:
+        named = path.with_name(f"ckpt-{step:08d}.pt")
+        named.unlink(missing_ok=True)
+        os.link(path, named)
+        for old in sorted(path.parent.glob("ckpt-*.pt"))[: -cfg.keep]:
+            old.unlink()
+
+
+def update(cfg, run, objective, passes, step):
+    """Optimiser step `step` over the batches `passes` -> their mean (loss, bound), a tensor (2,) on the device, and whether the
+    gradient was finite; if it was not, nothing has changed."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(cfg, step)
+    total, n = 0, len(passes)
+    for i, (x0, *noise) in enumerate(passes):
+        if cfg.dropout:
+            torch.manual_seed(keyed_generator("cpu", cfg.seed, "dropout", step, run.rank, i).initial_seed())
+        alone = objective.no_sync() if run.world > 1 and i < n - 1 else contextlib.nullcontext()  # sync once per step
+        with alone, autocast(run.device, cfg.dtype):
+            loss, bound = objective(x0, *noise)
+            (loss / n).backward()
+        total = total + torch.stack([loss.detach(), bound]) / n
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), cfg.clip)
+    good = math.isfinite(norm.item())  # the same on every rank, for gradients are averaged by now
+    if good:
+        run.optimizer.step()
+        decay = min(cfg.ema, (1 + step) / (10 + step))  # a shorter memory while young, or the average would remember the initialisation
+        with torch.no_grad():
+            torch._foreach_lerp_(list(run.ema.parameters()), list(run.model.parameters()), 1 - decay)
+    run.optimizer.zero_grad()
+    return total, good
+
+
+def report(cfg, run, log, bar, seen, step, seconds):
+    """Average the steps `seen` over steps and ranks, show and log them. The only place where losses travel to the host."""
+    if not seen:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    log = Log(out / "log.jsonl", start)
-    log.write(step=start, config=asdict(cfg), device=str(device), torch=torch.__version__, **provenance())
-    train(cfg, model, ema, optimizer, start, tokens, meta, log, path)
+    loss, bound = torch.stack(seen).nanmean(0).float().split(1)
+    loss, bound = gather(loss[None]).mean().item(), bits_per_byte(run.meta, "train", gather(bound[None]).nanmean().item())
+    speed = len(seen) * cfg.batch_size * cfg.length / seconds
+    mfu = speed * flops_per_token(run.model.config, endpoint_share(cfg)) / (run.ceiling * run.world)
+    memory = memory_in_use(run.device)
+    bar.set_postfix(loss=f"{loss:.3f}", bits_per_byte=f"{bound:.3f}", tokens_s=f"{speed:,.0f}", mfu=f"{mfu:.0%}", GiB=f"{memory:.1f}")
+    log.write(step, loss=loss, bits_per_byte=bound, lr=learning_rate(cfg, step - 1), tokens_per_s=speed, mfu=mfu, memory_gib=memory)
 
 
-def train(cfg, model, ema, optimizer, start, tokens, meta, log, path):
-    """The loop from step `start` to max_steps: update, average, and every so often look, evaluate and save."""
-    device, objective = model.E.device, Objective(model, cfg.objective)
-    seen, clock, scores = [], time.time(), {}
-    with tqdm(total=cfg.max_steps, initial=start, desc="training", mininterval=1) as bar:
-        for step in range(start, cfg.max_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(cfg, step)
-            x0, *noise = batch(cfg, step, tokens, meta["vocab_size"], device)
-            with autocast(device, cfg.dtype):
-                loss, bound = objective(x0, *noise)
-            if not loss.isfinite():
-                raise Problem(f"the loss is {loss.item()} at step {step} (seed {cfg.seed}); {path} holds the last good step, if it exists: "
-                              "resume from it with a lower --lr in another --out_dir")
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():  # a shorter memory while young, or the average would remember the initialisation
-                decay = min(cfg.ema, (1 + step) / (10 + step))
-                torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-            seen.append((loss.item(), bits_per_byte(meta, "train", bound.item())))
+def show_samples(cfg, run, bar, step):
+    """Print two texts drawn from the averaged weights in 32 steps."""
+    from sampler import Config as Sampling
+    from sampler import sample
+    sampling = Sampling(path="posterior" if cfg.objective == "dsl" else "remdm-cap", steps=32, length=cfg.length, seed=step)
+    with autocast(run.device, cfg.dtype):
+        *_, state = sample(run.ema, range(2), sampling)
+    for ids in state.x.tolist():
+        bar.write(f"--- step {step:,} ---\n{tokenizer(run.meta['tokenizer']).decode(ids)}")
+
+
+def train(cfg, run, log):
+    """From the checkpoint's step to max_steps, or to a signal: update, average, and every so often look, evaluate and save."""
+    objective, passes = wrap(cfg, run), len(passes_of(cfg, 0, run.rank, run.world))
+    plan = (part for step in range(run.step, cfg.max_steps) for part in passes_of(cfg, step, run.rank, run.world))
+    batches = prefetch(lambda part: batch(cfg, part, run.tokens, run.meta, run.device), plan)
+    seen, clock, scores, skipped, path = [], time.time(), run.scores, 0, Path(cfg.out_dir) / "ckpt.pt"
+    with StopSignal() as stop, tqdm(total=cfg.max_steps, initial=run.step, desc="training", mininterval=1, disable=run.rank > 0) as bar:
+        for step in range(run.step, cfg.max_steps):
+            losses, good = update(cfg, run, objective, [next(batches) for _ in range(passes)], step)
+            if good:
+                seen.append(losses)
+            else:
+                skipped += 1
+                log.write(step + 1, skipped=skipped)
+                if skipped > cfg.skip_nonfinite:
+                    raise Problem(f"loss {losses[0].item():.4g} with a gradient that is not finite at step {step}, samples "
+                                  f"{step * cfg.batch_size}-{(step + 1) * cfg.batch_size - 1} of seed {cfg.seed}; the last good checkpoint "
+                                  f"is {path if path.exists() else 'none'}: --init_from it with a lower --lr, or --skip_nonfinite 10")
             bar.update()
-            done, last = step + 1, step + 1 == cfg.max_steps
-            if done % cfg.log_every == 0 or last:
-                loss, bpb = np.mean(seen, 0)
-                speed = len(seen) * x0.numel() / (time.time() - clock)
-                bar.set_postfix(loss=f"{loss:.3f}", bits_per_byte=f"{bpb:.3f}", tokens_s=f"{speed:,.0f}")
-                log.write(step=done, loss=loss, bits_per_byte=bpb, lr=learning_rate(cfg, step), tokens_per_s=speed)
+            done, told = step + 1, stop.agreed(run.device)
+            last = told or done == cfg.max_steps
+            if last or done % cfg.log_every == 0:
+                report(cfg, run, log, bar, seen, done, time.time() - clock)
                 seen, clock = [], time.time()
-            if last or cfg.eval_every and done % cfg.eval_every == 0:
-                with autocast(device, cfg.dtype):
-                    scores = evaluate(cfg, ema, meta, device)
-                log.write(step=done, validation=scores)
-                bar.write(describe(scores, cfg.eval_windows))
+            if done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0:
+                scores = evaluate_now(cfg, run, log, bar.write, done)
                 clock = time.time()
-            if last or done % cfg.save_every == 0:
-                save_checkpoint(path, model, ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=done, config=asdict(cfg),
-                                tokenizer=meta["tokenizer"], validation=scores, **provenance())
-    print(f"saved {path}; sample from it with: python sampler.py --ckpt {path}")
+            if cfg.sample_every and done % cfg.sample_every == 0 and run.rank == 0:
+                show_samples(cfg, run, bar, done)
+            if run.rank == 0 and (last or done % cfg.save_every == 0):
+                save(cfg, run, done, scores)
+            if told:
+                break
+    if run.rank == 0:
+        print(f"saved {path} at step {done:,}; " + (f"stopped by {stop.received}, go on with: {rerun(run.world)}" if done < cfg.max_steps
+                                                    else f"sample from it with: python sampler.py --ckpt {path}"))
+
+
+def evaluate_now(cfg, run, log, say, step):
+    with autocast(run.device, cfg.dtype):
+        scores = evaluate(cfg, run.ema, run.meta, run.device, run.rank, run.world)
+    log.write(step, validation=scores)
+    if run.rank == 0:
+        say(describe(scores, cfg.eval_windows))
+    return scores
+
+
+def rerun(world):
+    """The command line that goes on with this run."""
+    command = provenance()["command"].removesuffix(" --resume") + " --resume"
+    return command if world == 1 else command.replace("python", f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", 1)
+
+
+def dry_run(cfg, world):
+    """Print what a run would be and cost; it needs no data, only the size of the vocabulary."""
+    try:
+        V = load_meta(cfg.dataset, cfg.data_dir)["vocab_size"]
+    except Problem:
+        V = {"pydocs": 257, "text8": 27}.get(cfg.dataset, 50_257)
+        print(f"{cfg.dataset} is not prepared yet: assuming V = {V:,}")
+    with torch.device("meta"):
+        model = DSL(shape(cfg, V))
+    per_pass = len(passes_of(cfg, 0, 0, world)[0])
+    flops, size = flops_per_token(model.config, endpoint_share(cfg)), sum(p.numel() for p in model.parameters())
+    print(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters\n"
+          f"{cfg.batch_size * cfg.length:,} tokens per step, {world} process(es) taking {per_pass} sequences at a time\n"
+          f"{flops:.3g} FLOPs per token, {cfg.max_steps * cfg.batch_size * cfg.length:.3g} tokens in all\n"
+          f"about {memory_estimate(model.config, per_pass):.1f} GiB per process")
+
+
+def main(cfg):
+    rank, world, device = join_ranks(cfg.device)
+    try:
+        if cfg.dry_run:
+            return dry_run(cfg, world)
+        run = start(cfg, rank, world, device)
+        if rank == 0:
+            size = sum(p.numel() for p in run.model.parameters())
+            print(f"{cfg.objective} on {cfg.dataset} ({len(run.tokens):,} {run.meta['tokenizer']} tokens): {size:,} parameters from "
+                  f"{cfg.init_from}, {cfg.batch_size * cfg.length:,} tokens per step, steps {run.step:,} to {cfg.max_steps:,}, "
+                  f"on {world} x {device}, into {cfg.out_dir}", flush=True)
+        log = Log(cfg, run)
+        if cfg.eval_only:
+            evaluate_now(cfg, run, log, print, run.step)
+        elif run.step >= cfg.max_steps:
+            print(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
+        else:
+            log.write(run.step, config=asdict(cfg), device=str(device), processes=world, torch=torch.__version__, **provenance())
+            train(cfg, run, log)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    run(lambda: main(CFG))
+    go(lambda: main(CFG))

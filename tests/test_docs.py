@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if "\ndef parse_args(" in p.read_text()]
+SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if '\nif __name__ == "__main__":' in p.read_text()]
 SOURCES = sorted(ROOT.glob("*.py"))
 
 

@@ -232,8 +232,8 @@ def test_kill_9_with_workers_then_resume(tmp_path):
     source = jsonl(tmp_path / "a.jsonl")
     whole = prepare("--text", source, "--name", "x", out=tmp_path / "whole")
     flags = ["--text", str(source), "--name", "x", "--out_dir", str(tmp_path / "cut"), "--workers", "2"]
-    slow = ("import sys, time; sys.path.insert(0, sys.argv.pop(1)); import prepare_owt as p; p.BATCH = 500; write = p.write\n"
-            "p.write = lambda *a: (write(*a), time.sleep(0.3)); p.main(p.parse_args(sys.argv[1:]))")
+    slow = ("import os, sys, time; sys.path.insert(0, sys.argv.pop(1)); import prepare_owt as p; p.BATCH = 500; fsync = os.fsync\n"
+            "os.fsync = lambda f: (fsync(f), time.sleep(0.1)); p.main(p.parse_args(sys.argv[1:]))")
     child = subprocess.Popen([sys.executable, "-c", slow, ROOT, *flags], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     journal, until = tmp_path / "cut" / ".x.partial" / "journal.json", time.monotonic() + 20
     while not journal.exists() and time.monotonic() < until:

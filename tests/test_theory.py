@@ -138,6 +138,28 @@ def test_mdlm_loss_is_the_entropy_for_the_exact_denoiser():
     assert within(3 * sample_losses(toy, mdlm_loss, n, t, u), toy.entropy.item())
 
 
+def test_mdlm_loss_enumerated_over_masks_and_times_is_the_nelbo():
+    """The integral over t in (0, 1) is of a polynomial of degree L - 1, so four Gauss-Legendre nodes make it exact."""
+    toy = ExactDenoiser(L=3)
+    nodes = [(0.5 + 0.5 * x, 0.5 * w) for x, w in zip(*gauss_legendre_4())]
+    for row in (0, 13, 26):
+        x0, total = toy.sequences[row][None], 0.0
+        for t, weight in nodes:
+            for mask in itertools.product([False, True], repeat=3):
+                if any(mask):
+                    u = torch.where(torch.tensor([mask]), 0.0, 1.0).double()  # u < t masks
+                    loss, _ = mdlm_loss(toy, x0, torch.tensor([t], dtype=torch.float64), u)
+                    total += weight * t ** sum(mask) * (1 - t) ** (3 - sum(mask)) * 3 * loss.item()
+        assert total == pytest.approx(-toy.log_p[row].item(), abs=1e-10)
+
+
+def gauss_legendre_4():
+    """Nodes and weights on (-1, 1), in closed form."""
+    near, far = (3 / 7 - 2 / 7 * 1.2**0.5) ** 0.5, (3 / 7 + 2 / 7 * 1.2**0.5) ** 0.5
+    inner, outer = (18 + 30**0.5) / 36, (18 - 30**0.5) / 36
+    return (-far, -near, near, far), (outer, inner, inner, outer)
+
+
 def test_ar_loss_of_a_causal_table():
     """A model that knows p(x_i | x_<i) gives exactly -log p(x)."""
     toy = ExactDenoiser(L=3)

@@ -1,0 +1,115 @@
+"""The masked diffusion model that DSL is fine-tuned from: an MDLM checkpoint -> our network, with the same logits.
+
+Reads what MDLM's authors publish: .safetensors, a Lightning .ckpt, or a Hugging Face id such as kuleshov-group/mdlm-owt.
+"""
+
+import pickle
+import types
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from config import Problem, optional
+from model import DSL, ModelConfig
+
+
+def fold_modulation(state, prefix, cond, parts):
+    """adaLN with a constant input is `parts` constant vectors (C,): shift, scale (and gate) of each branch."""
+    name = f"{prefix}.adaLN_modulation"
+    return F.linear(cond, state.pop(f"{name}.weight"), state.pop(f"{name}.bias")).chunk(parts)
+
+
+def mdlm_to_dsl(state, n_head, length, d_embed, **changes):
+    """A model that gives the logits of an MDLM checkpoint at `embed_ids`, token columns, from its state dict (prefix `backbone.`).
+
+    MDLM's time conditioning is off, so its input is the constant c = SiLU(mlp(sinusoid(0))): shift and scale fold into the norms and
+    the gate is ours. The mask's output row is dropped, and the view's mask slot is set so that z = 0 shows exactly MDLM's mask row.
+    The unit-sphere embeddings E are new, drawn from torch's seed. Raises Problem naming tensors that are missing, left over or misshapen.
+    """
+    state = {k.removeprefix("backbone."): v.float() for k, v in state.items() if k.startswith("backbone.")}
+    try:
+        table = state.pop("vocab_embed.embedding")
+        V, C = len(table) - 1, table.shape[1]
+        n_layer = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
+        sinusoid = torch.cat([torch.ones(128), torch.zeros(128)])  # cos(0), sin(0)
+        mlp = [state.pop(f"sigma_map.mlp.{i}.{kind}") for i in (0, 2) for kind in ("weight", "bias")]
+        cond = F.silu(F.linear(F.silu(F.linear(sinusoid, mlp[0], mlp[1])), mlp[2], mlp[3]))
+        new = {}
+        for i in range(n_layer):
+            shift1, scale1, gate1, shift2, scale2, gate2 = fold_modulation(state, f"blocks.{i}", cond, 6)
+            theirs = {"norm1.bias": shift1, "norm1.weight": state.pop(f"blocks.{i}.norm1.weight") * (1 + scale1), "attn_gate": gate1,
+                      "norm2.bias": shift2, "norm2.weight": state.pop(f"blocks.{i}.norm2.weight") * (1 + scale2), "mlp_gate": gate2}
+            for ours, name in (("qkv.weight", "attn_qkv.weight"), ("attn_out.weight", "attn_out.weight"), ("mlp_in.weight", "mlp.0.weight"),
+                               ("mlp_in.bias", "mlp.0.bias"), ("mlp_out.weight", "mlp.2.weight"), ("mlp_out.bias", "mlp.2.bias")):
+                theirs[ours] = state.pop(f"blocks.{i}.{name}")
+            new |= {f"blocks.{i}.{name}": tensor for name, tensor in theirs.items()}
+        shift, scale = fold_modulation(state, "output_layer", cond, 2)
+        new |= {"norm.bias": shift, "norm.weight": state.pop("output_layer.norm_final.weight") * (1 + scale),
+                "out.weight": state.pop("output_layer.linear.weight")[:V], "out.bias": state.pop("output_layer.linear.bias")[:V]}
+    except KeyError as error:
+        raise Problem(f"the MDLM checkpoint lacks the tensor backbone.{error.args[0]}: it is cut off, or of another architecture") from None
+    except RuntimeError as error:
+        raise Problem(f"the MDLM checkpoint's conditioning has shapes that do not fit: {str(error).splitlines()[0]}") from None
+    if left := sorted(set(state) - {"rotary_emb.inv_freq"}):
+        raise Problem(f"the MDLM checkpoint has tensors that have no place here: {', '.join(left[:5])}")
+    model = DSL(ModelConfig(V, length, n_layer, n_head, C, d_embed, mask_share=0.99, **changes))
+    share = model.config.mask_share
+    mask_slot = (table[V] - (1 - share) * table[:V].mean(0)) / share  # so that the view of z = 0 is table[V]
+    new["view.value"] = torch.cat([table[:V], mask_slot[None]])
+    try:
+        missing = model.load_state_dict(new, strict=False).missing_keys
+    except RuntimeError as error:
+        raise Problem(f"the MDLM checkpoint has tensors of unexpected shape: {str(error).splitlines()[1].strip()}") from None
+    assert set(missing) == {"view.raw_E", "view.beta", "view.bias"}
+    return model
+
+
+class _Nothing:
+    """Stands for any class that a Lightning checkpoint names besides tensors: its configuration, its tokenizer."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """An unpickler that builds tensors and plain containers and runs nobody's code."""
+
+    def find_class(self, module, name):
+        safe = module == "collections" and name == "OrderedDict" or (module, name) == ("torch._utils", "_rebuild_tensor_v2")
+        safe = safe or module == "torch" and name.endswith("Storage")
+        return super().find_class(module, name) if safe else _Nothing
+
+
+def read_mdlm(source):
+    """The state dict of an MDLM checkpoint: a .safetensors file, a Lightning .ckpt (its averaged weights), or a Hugging Face id."""
+    path = Path(source)
+    if not path.exists() and path.suffix in (".ckpt", ".safetensors", ".pt"):
+        raise Problem(f"--init_from {source}: there is no such file")
+    if not path.exists():
+        hub = optional("huggingface_hub")
+        try:
+            path = Path(hub.hf_hub_download(source, "model.safetensors"))
+        except Exception as error:  # the hub's errors are many
+            raise Problem(f"--init_from {source} is no file here and could not be fetched ({type(error).__name__}): check the name, or go "
+                          "online") from None
+    if path.suffix == ".safetensors":
+        reader = optional("safetensors.torch")
+        try:
+            return reader.load_file(path)
+        except Exception:
+            raise Problem(f"{path} is not a whole .safetensors file: fetch it again") from None
+    try:
+        tensors_only = types.SimpleNamespace(__name__="tensors_only", Unpickler=_TensorsOnly)
+        ckpt = torch.load(path, map_location="cpu", pickle_module=tensors_only, weights_only=False)
+        state = ckpt["state_dict"]
+    except Exception:
+        raise Problem(f"{path} is not a readable Lightning checkpoint (it should hold a state_dict): fetch it again") from None
+    names = [k for k in state if k.startswith("backbone.") and not k.endswith("inv_freq")]
+    average = ckpt["ema"]["shadow_params"] if isinstance(ckpt.get("ema"), dict) else []
+    if len(average) >= len(names):  # MDLM averages the parameters of backbone and noise, in order, and evaluates with that
+        state.update(zip(names, average))
+    return state

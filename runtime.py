@@ -1,0 +1,133 @@
+"""What a run asks of its machine: its ranks, its signals, its next batch in time, its speed limit and its memory."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from config import optional, whole_file
+from model import pick_device
+
+
+def join_ranks(device):
+    """Join the processes that torchrun started -> (rank, world size, torch.device); (0, 1, device) without torchrun."""
+    if "RANK" not in os.environ:
+        return 0, 1, pick_device(device)
+    device = pick_device(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def gather(values):
+    """Concatenate a tensor (N, ...) of every rank, on the CPU, in rank order."""
+    if not dist.is_initialized():
+        return values.cpu()
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values.cpu())
+    return torch.cat(parts)
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGINT instead of dying, so that the loop can finish its step and save. Use as a context manager."""
+
+    def __enter__(self):
+        self.received, self.before = None, {s: signal.signal(s, self.note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def note(self, number, frame):
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def agreed(self, device):
+        """Whether any rank has been told to stop; every rank gets the same answer, so that none waits for the others in vain."""
+        if not dist.is_initialized():
+            return bool(self.received)
+        told = torch.tensor(int(bool(self.received)), device=device)
+        dist.all_reduce(told)
+        return bool(told)
+
+
+class Log:
+    """out_dir/log.jsonl, one dict a line, and wandb if asked. On resume, lines after the checkpoint's step go: they come again."""
+
+    def __init__(self, cfg, run):
+        self.path = Path(cfg.out_dir) / "log.jsonl" if run.rank == 0 else None
+        self.wandb = None
+        if self.path:
+            lines = self.path.read_bytes().splitlines(keepends=True) if run.step and self.path.is_file() else []
+            whole = (line for line in lines if line.endswith(b"\n"))  # a kill may have cut the last one
+            with whole_file(self.path) as f:
+                f.writelines(line for line in whole if json.loads(line)["step"] <= run.step)
+            if cfg.wandb:
+                self.wandb = optional("wandb").init(project=cfg.wandb, config=asdict(cfg), dir=cfg.out_dir)
+
+    def write(self, step, **fields):
+        if self.path:
+            with open(self.path, "a") as f:
+                f.write(json.dumps({"step": step, **fields}) + "\n")
+        if self.wandb:
+            self.wandb.log(fields, step=step)
+
+
+def prefetch(make, items):
+    """Yield make(item) for each item, the next one being made in a thread meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = None
+        for item in items:
+            ready, coming = coming, pool.submit(make, item)
+            if ready:
+                yield ready.result()
+        if coming:
+            yield coming.result()
+
+
+def flops_per_token(config, endpoint=1.0):
+    """Floating-point operations of one training step per token: matrix products only, two per multiply-add, backward twice forward.
+
+    `endpoint` is the share of sequences fed by lookup; the others pay for the posterior view over the vocabulary.
+    """
+    C, V, L = config.d_model, config.vocab_size, config.length
+    attention = 2 * L * C / (2 if config.causal else 1)  # q k^T and the weighted sum of v, multiply-adds
+    view = (1 - endpoint) * V * (config.d_embed + C)
+    return 3 * 2 * (config.n_layer * (12 * C * C + attention) + C * V + view)
+
+
+def matmul_ceiling(device, precision):
+    """Measured FLOP/s of a large matrix product under the autocast context `precision`: the denominator of MFU."""
+    size, best = 8192 if device.type == "cuda" else 1024, float("inf")
+    a = b = torch.randn(size, size, device=device)
+    with precision:
+        a = b = (a @ b).detach()  # now in the precision that the products of the run have
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_in_use(device):
+    """Peak memory in GiB: of the device for CUDA, of the process for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def memory_estimate(config, sequences):
+    """Rough GiB of a training step: 20 bytes per parameter (weights, gradient, average, two moments) and, per token of a micro-batch,
+    the activations kept for backward: per layer 34 bytes a channel (bfloat16 with float32 norms), and 8 bytes a vocabulary entry."""
+    params = config.n_layer * 12 * config.d_model**2 + 2 * config.vocab_size * config.d_model
+    per_token = 34 * config.n_layer * config.d_model + 8 * config.vocab_size
+    return (20 * params + sequences * config.length * per_token) / 2**30

@@ -1,0 +1,92 @@
+"""Importing MDLM: the fixture is a tiny random checkpoint in MDLM's own format, with the logits of MDLM's own network."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import Problem
+from mdlm import mdlm_to_dsl, read_mdlm
+from model import ModelConfig
+
+pytest.importorskip("safetensors")
+FIXTURES = Path(__file__).parent / "fixtures"
+SHAPE = json.loads((FIXTURES / "mdlm_tiny_config.json").read_text())
+
+
+def state():
+    return dict(read_mdlm(str(FIXTURES / "mdlm_tiny.safetensors")))
+
+
+def convert(state):
+    torch.manual_seed(0)
+    return mdlm_to_dsl(state, SHAPE["n_heads"], SHAPE["model_length"], d_embed=8).eval()
+
+
+def test_logits_are_mdlms_own():
+    from safetensors.torch import load_file
+
+    expected = load_file(FIXTURES / "mdlm_tiny_expected.safetensors")
+    x, V = expected["input_ids"], SHAPE["vocab_size"] - 1
+    model = convert(state())
+    assert model.config.vocab_size == V and model.mask_id == V
+    difference = (model(model.embed_ids(x)) - expected["logits"][..., :V]).abs().amax(-1)
+    assert 0.2 < (x == V).float().mean() < 0.8  # both kinds of position are there
+    assert difference[x == V].max() < 1e-4 and difference[x < V].max() < 1e-4
+
+
+def test_the_view_at_snr_0_is_mdlms_mask():
+    model, table = convert(state()), state()["backbone.vocab_embed.embedding"]
+    assert (model.embed_noisy(torch.zeros(8)) - table[-1]).abs().max() < 1e-5
+    assert model.view.bias.softmax(-1)[-1].item() == pytest.approx(0.99, abs=1e-5)
+    assert torch.equal(model.embed_ids(torch.tensor([[5]]))[0, 0], table[5])
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: s.pop("backbone.blocks.1.mlp.0.bias"), "lacks the tensor backbone.blocks.1.mlp.0.bias"),
+    (lambda s: s.pop("backbone.output_layer.linear.weight"), "lacks the tensor backbone.output_layer.linear.weight"),
+    (lambda s: s.update({"backbone.blocks.0.extra": torch.zeros(2)}), "no place here: blocks.0.extra"),
+    (lambda s: s.update({"backbone.blocks.0.attn_out.weight": torch.zeros(64, 63)}), "unexpected shape: .*blocks.0.attn_out.weight"),
+    (lambda s: s.update({"backbone.sigma_map.mlp.0.weight": torch.zeros(16, 99)}), "shapes that do not fit"),
+    (lambda s: s.clear(), "lacks the tensor backbone.vocab_embed.embedding"),
+])
+def test_a_checkpoint_that_does_not_fit_is_named(change, message):
+    broken = state()
+    change(broken)
+    with pytest.raises(Problem, match=message):
+        convert(broken)
+
+
+def test_lightning_checkpoint_gives_its_average_and_runs_nobodys_code(tmp_path):
+    """Such a file also pickles a configuration and a tokenizer, whose classes are not here and must not be called."""
+    raw = state()
+    average = [tensor + 1 for name, tensor in raw.items() if not name.endswith("inv_freq")]
+    config = ModelConfig(1, 2, 3, 4, 5, 6)  # stands for a foreign class
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": raw, "ema": {"decay": 0.9999, "shadow_params": average}, "hyper_parameters": {"config": config}}, path)
+    read = read_mdlm(str(path))
+    assert read.keys() == raw.keys()
+    assert all(torch.equal(read[name], raw[name] + (0 if name.endswith("inv_freq") else 1)) for name in raw)
+    torch.save({"state_dict": raw}, path)
+    assert all(torch.equal(tensor, raw[name]) for name, tensor in read_mdlm(str(path)).items())
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, (str(Path(__file__).with_name("exploded")), "w"))
+
+
+def test_a_malicious_checkpoint_runs_nothing(tmp_path):
+    torch.save({"state_dict": state(), "bomb": Bomb()}, tmp_path / "x.ckpt")
+    assert read_mdlm(str(tmp_path / "x.ckpt")).keys() == state().keys()
+    assert not Path(__file__).with_name("exploded").exists()
+
+
+def test_unreadable_sources_are_named(tmp_path):
+    with pytest.raises(Problem, match="there is no such file"):
+        read_mdlm(str(tmp_path / "none.ckpt"))
+    for name in ("a.safetensors", "a.ckpt"):
+        (tmp_path / name).write_bytes((FIXTURES / "mdlm_tiny.safetensors").read_bytes()[:1000])
+        with pytest.raises(Problem, match="fetch it again"):
+            read_mdlm(str(tmp_path / name))

@@ -1,0 +1,94 @@
+"""Every number of a training run: the configuration, its flags and its presets. Standard library only, read before torch is imported."""
+
+from dataclasses import dataclass
+
+from config import arg, parse
+
+# MDLM's recipe for OpenWebText: 12 layers of 768, windows of 1,022 tokens between two EOS, batch 512, constant learning rate.
+OWT = dict(dataset="owt", length=1024, n_layer=12, n_head=12, d_model=768, d_embed=64, frame_eos=True, batch_size=512, micro_batch=32,
+           lr=3e-4, warmup=2500, lr_final=1.0, beta2=0.999, ema=0.9999, max_steps=1_000_000, eval_every=5000, save_every=1000,
+           log_every=50)
+PRESETS = {
+    "owt": OWT | dict(objective="dsl", init_from="kuleshov-group/mdlm-owt", mask_share=0.99, lr=2e-5, batch_size=256, max_steps=60_000,
+                      out_dir="out/owt"),
+    "owt_mdlm": OWT | dict(objective="mdlm", dropout=0.1, out_dir="out/owt_mdlm"),
+    "owt_ar": OWT | dict(objective="ar", dropout=0.1, out_dir="out/owt_ar"),
+    "text8": OWT | dict(objective="dsl", dataset="text8", length=256, d_embed=16, frame_eos=False, micro_batch=64, max_steps=500_000,
+                        out_dir="out/text8"),
+    "demo": dict(),  # the defaults below
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number of a run. The checkpoint and log.jsonl carry it whole."""
+
+    preset: str = arg("owt", "named set of defaults that the other flags override", choices=tuple(PRESETS))
+    dataset: str = arg("pydocs", "name of a folder that prepare_owt.py wrote")
+    data_dir: str = arg("data", "where datasets live")
+    out_dir: str = arg("out/demo", "where ckpt.pt and log.jsonl go")
+    resume: bool = arg(False, "go on from out_dir/ckpt.pt")
+    init_from: str = arg("scratch", "weights to start from: a checkpoint of ours (.pt), or MDLM's: .safetensors, .ckpt, Hugging Face id")
+    objective: str = arg("dsl", "what to train", choices=("dsl", "mdlm", "ar"))
+    seed: int = arg(0, "seed of the weights, the data order, the masks and the noise")
+    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+    dtype: str = arg("auto", "precision of the matrix products; auto: bfloat16 where the processor has it",
+                     choices=("auto", "float32", "bfloat16"))
+    compile: str = arg("auto", "torch.compile the loss; auto: on CUDA", choices=("auto", "on", "off"))
+    # the network
+    length: int = arg(128, "L, tokens in a sequence")
+    frame_eos: bool = arg(False, "a sequence is L - 2 tokens of text between two EOS, as in MDLM; else a plain window")
+    n_layer: int = arg(4, "transformer blocks")
+    n_head: int = arg(4, "attention heads")
+    d_model: int = arg(128, "C, width of the stream")
+    d_embed: int = arg(32, "D, dimension of the unit sphere of token embeddings")
+    dropout: float = arg(0.0, "dropout on both branches of a block")
+    beta: float = arg(1.0, "start of the view's inverse temperature")
+    mask_share: float = arg(0.5, "start of the [MASK] slot's weight at SNR 0")
+    # the corruption (DSL only), SNRs in units of t_c = 2 ln V
+    endpoint: float = arg(0.5, "share of sequences made of clean and masked tokens only")
+    common: float = arg(0.0, "share of the other sequences whose tokens have one SNR in common")
+    snr_median: float = arg(0.9, "median of the log-normal SNR, in t_c")
+    snr_sigma: float = arg(1.2, "standard deviation of ln SNR")
+    # the optimiser
+    max_steps: int = arg(4800, "optimiser steps")
+    batch_size: int = arg(16, "sequences in one optimiser step, over all processes")
+    micro_batch: int = arg(0, "sequences in one pass of one process, gradients being accumulated; 0: batch_size / processes")
+    lr: float = arg(4e-3, "peak learning rate of AdamW")
+    warmup: int = arg(50, "steps of linear warm-up")
+    lr_final: float = arg(0.05, "learning rate at the last step as a share of the peak, reached linearly; 1 keeps it constant")
+    beta2: float = arg(0.98, "AdamW's second decay rate; the first is 0.9")
+    weight_decay: float = arg(0.0, "AdamW's weight decay")
+    clip: float = arg(1.0, "largest norm of the gradient")
+    ema: float = arg(0.995, "decay of the averaged weights, those that are evaluated and sampled")
+    # what is seen and kept
+    log_every: int = arg(20, "steps between lines of log.jsonl")
+    eval_every: int = arg(0, "steps between evaluations; 0: only after the last step")
+    eval_windows: int = arg(2048, "validation windows for the ROAR bound; the diffusion bound takes 1/16 of them")
+    sample_every: int = arg(0, "steps between printed samples; 0: none")
+    save_every: int = arg(500, "steps between checkpoints")
+    keep: int = arg(1, "checkpoints to keep: ckpt.pt, and before it ckpt-STEP.pt")
+    skip_nonfinite: int = arg(0, "skip this many steps whose gradient is not finite before stopping")
+    wandb: str = arg("", "project of Weights & Biases to log to as well")
+    eval_only: bool = arg(False, "evaluate out_dir/ckpt.pt, or init_from without one, and exit")
+    dry_run: bool = arg(False, "print parameters, tokens per step, FLOPs per token and memory, and exit")
+
+    def __post_init__(self):
+        for name in ("length", "n_layer", "n_head", "d_model", "d_embed", "max_steps", "batch_size", "log_every", "save_every",
+                     "eval_windows", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1")
+        for name in ("endpoint", "common", "dropout", "lr_final", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be between 0 and 1")
+        if self.lr <= 0 or self.snr_median <= 0 or not 0 < self.mask_share < 1:
+            raise ValueError("--lr and --snr_median must be positive and --mask_share between 0 and 1")
+        if self.sample_every and self.objective == "ar":
+            raise ValueError("--sample_every needs a bidirectional model: --objective dsl or mdlm")
+        if self.d_model % (2 * self.n_head):
+            raise ValueError("--d_model must be an even multiple of --n_head")
+
+
+def parse_args(argv=None, description=None):
+    """The Config that the command line (or `argv`) asks for; a bad flag or combination is a one-line usage error."""
+    return parse(Config, argv, PRESETS, description)

@@ -1,0 +1,70 @@
+"""Validation: likelihood bounds in bits per byte, and the loss by SNR. Windows are shared out over the ranks."""
+
+import math
+
+import torch
+from tqdm import tqdm
+
+from data import load_tokens, val_windows
+from dsl_loss import (SNRMix, ar_logits, ce_by_snr, critical_snr, diffusion_bound, draw_corruption, dsl_ce, keyed_generator,
+                      mean_and_stderr, roar_bound, snr_grid, token_ce)
+from runtime import gather
+
+
+def bits_per_byte(meta, split, nats_per_token):
+    """Nats per token of a split -> bits per byte of its text: EOS tokens are paid for, though they are no byte."""
+    return nats_per_token / math.log(2) * meta[split]["tokens"] / meta[split]["bytes"]
+
+
+def per_window(name, term, windows, rank, world, device, batch=64):
+    """term(x0 (B, L), their numbers) -> (B, ...), over this rank's share of `windows`, gathered from all ranks -> (N, ...)."""
+    mine = range(rank, len(windows), world)
+    parts = [mine[i : i + batch] for i in range(0, len(mine), batch)]
+    rows = [term(windows[part].to(device), part) for part in tqdm(parts, f"validation, {name}", leave=False, disable=rank > 0)]
+    return gather(torch.cat(rows) if rows else torch.empty(0))
+
+
+@torch.no_grad()
+def evaluate(cfg, model, meta, device, rank=0, world=1):
+    """Bounds on the validation text in bits per byte, each as (mean, standard error), and the loss by SNR in nats per token.
+
+    `roar` on eval_windows windows, `diffusion` on every 16th of them (it costs 25 calls), `by_snr` on every 4th; for an AR model the
+    exact `nll`. Every rank returns the same.
+    """
+    eos = meta["eos"] if cfg.frame_eos else None
+    windows = torch.from_numpy(val_windows(load_tokens(cfg.dataset, "val", cfg.data_dir), cfg.length, cfg.eval_windows, eos))
+    t_c, scores = critical_snr(meta["vocab_size"]), {}
+
+    corrupt = SNRMix(endpoint=0.0, median=cfg.snr_median, sigma=cfg.snr_sigma)
+
+    def share(term, rows, name):
+        return per_window(name, term, rows, rank, world, device)
+
+    def in_bits(nats):
+        return mean_and_stderr(bits_per_byte(meta, "val", nats / cfg.length))
+
+    if cfg.objective == "ar":
+        return {"nll": in_bits(share(lambda x0, _: token_ce(ar_logits(model, x0), x0).sum(1), windows, "likelihood"))}
+    scores = {
+        "roar": in_bits(share(lambda x0, n: roar_bound(model, x0, "val", n), windows, "random-order bound")),
+        "diffusion": in_bits(share(lambda x0, n: diffusion_bound(model, x0, snr_grid(t_c), keyed_generator(device, "val", n[0])),
+                                   windows[::16], "diffusion bound")),
+    }
+    if cfg.objective == "dsl":
+
+        def ce_and_snr(x0, numbers):
+            snr, eps = draw_corruption("val", numbers, cfg.length, cfg.d_embed, t_c, corrupt, device)
+            return torch.stack([dsl_ce(model, x0, snr, eps), snr], 1)
+
+        scores["by_snr"] = ce_by_snr(*share(ce_and_snr, windows[::4], "loss by SNR").unbind(1), t_c)
+    return scores
+
+
+def describe(scores, windows):
+    """The scores in a few lines for a reader."""
+    bounds = ", ".join(f"{name} {scores[name][0]:.3f} +- {scores[name][1]:.3f}" for name in scores if name != "by_snr")
+    lines = [f"validation, up to {windows:,} windows, bits per byte: {bounds}"]
+    if "by_snr" in scores:
+        bins = ", ".join(f"{name}: {mean:.3f}" for name, (mean, _) in scores["by_snr"].items())
+        lines.append(f"cross-entropy in nats per token by SNR / t_c: {bins}")
+    return "\n".join(lines)
