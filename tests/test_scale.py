@@ -278,7 +278,8 @@ def test_the_gpu_smoke_run_works_at_a_small_size(tmp_path):
     import smoke_gpu
 
     flags = "--n_layer 1 --n_head 2 --d_model 32 --d_embed 8 --length 32 --batch_size 16 --micro_batch 8 --dropout 0"
-    smoke_gpu.main((flags + " --max_steps 30 --log_every 10 --warmup 2 --lr 1e-2 --eval_windows 20 --device cpu --compile off").split(), tmp_path, tokens=20_000)
+    flags += " --max_steps 30 --log_every 10 --warmup 2 --lr 1e-2 --eval_windows 20 --device cpu --compile off"
+    smoke_gpu.main(flags.split(), tmp_path, tokens=20_000)
     rows = [json.loads(line) for line in open(tmp_path / "gpu_owt.jsonl")]
     assert rows[0]["config"]["objective"] == "dsl" and rows[0]["config"]["frame_eos"]
     assert (tmp_path / "gpu_owt_mdlm.jsonl").exists() and rows[3]["loss"] < rows[1]["loss"]
