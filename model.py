@@ -123,7 +123,7 @@ class DSL(nn.Module):
         super().__init__()
         if config.d_model % (2 * config.n_head):
             raise Problem(f"d_model {config.d_model} must be an even multiple of n_head {config.n_head}")
-        self.config, self.mask_id = config, config.vocab_size
+        self.config, self.mask_id, self.causal = config, config.vocab_size, config.causal
         self.view = PosteriorView(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.d_model)

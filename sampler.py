@@ -3,337 +3,237 @@
 A state holds one SNR per token: 0 is [MASK], inf is clean, and in between there is Gaussian evidence z. Two exact moves change it:
     observe  snr -> snr + d: draw a token from the denoiser, then add the evidence that it would give; d = inf fixes the token
     forget   snr -> s < snr: the channel's own reverse; s = 0 is remasking. It needs no network.
-A path is a rule that names the next SNR of every token; each is a few lines, see PATHS. Legend of names: model.py.
+A path is a rule that names the next SNR of every token; each is a few lines of paths.py. The state and its moves are in state.py.
 
     python sampler.py --steps 32                                   # after `make demo`
-    python sampler.py --ckpt out/demo/ckpt.pt --path mdlm --steps 64 --num_samples 100 --out samples.jsonl
+    python sampler.py --path remdm --steps 64 --num_samples 5000 --out samples.jsonl
+    python sampler.py --prompt "The " --watch                      # also --infill "text [MASK*12] text", --correct "text with erors"
+    python -c "from sampler import *; *_, state = sample(model, range(4), cfg)"     # see `sample`
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
-import math
+import os
+import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
-from config import Problem, arg, parse, provenance, run, whole_file
+from config import Problem, provenance, run, whole_file
+from sampler_config import MASK, NEEDS_DSL, parse_args
 
-PATH_NAMES = ("posterior", "mdlm", "remdm-cap", "random", "sde")
-
-
-@dataclass(frozen=True)
-class Config:
-    """What to sample and how."""
-
-    ckpt: str = arg("out/demo/ckpt.pt", "checkpoint of train.py")
-    path: str = arg("", "the rule that moves each token's SNR; empty: posterior for a DSL checkpoint, remdm-cap for an MDLM one",
-                    choices=("",) + PATH_NAMES)
-    steps: int = arg(32, "T, network calls per sample")
-    num_samples: int = arg(4, "how many texts")
-    batch_size: int = arg(32, "texts at a time; changes no text")
-    length: int = arg(0, "L, tokens in a text; 0: as in training")
-    top_p: float = arg(0.9, "nucleus: draw from the smallest set of tokens with this much probability; 1 draws from all")
-    temperature: float = arg(1.0, "divides the logits; 0 takes the likeliest token")
-    remask_budget: float = arg(4.0, "R, expected remasks per token over the whole run of `posterior`: eta = R / T")
-    eta: float = arg(0.0, "remasking probability per step of a revealed token; 0: R / T for `posterior`, ReMDM's 0.04 for `remdm-cap`")
-    gamma: float = arg(2.0, "`posterior` forgets tokens in proportion to (1 - p)^gamma")
-    sde_top: float = arg(3.0, "SNR, in units of t_c, to which `sde` climbs before it reads the tokens off")
-    sde_step: str = arg("drawn", "what `sde` adds: evidence of a drawn token, or of the posterior mean", choices=("drawn", "mean"))
-    seed: int = arg(0, "seed; text i depends on (seed, i) alone")
-    out: str = arg("", "write the texts here as jsonl: index, text, ids, nfe")
-    show: int = arg(4, "print this many of the texts")
-    watch: bool = arg(False, "show the first text while it takes shape")
-    report: str = arg("", "write the share of words that occur in the checkpoint's corpus, and how it came about, to this json")
-    data_dir: str = arg("data", "where datasets live, for --report")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
-
-    def __post_init__(self):
-        for name in ("steps", "num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1")
-        if not 0 < self.top_p <= 1:
-            raise ValueError("--top_p must be above 0 and at most 1")
-        if not 0 <= self.eta <= 1:
-            raise ValueError("--eta is a probability: between 0 and 1")
-        if min(self.temperature, self.remask_budget, self.gamma, self.length) < 0 or self.sde_top <= 0:
-            raise ValueError("--temperature, --remask_budget, --gamma and --length cannot be negative, --sde_top must be positive")
-
-
-def parse_args(argv=None):
-    return parse(Config, argv, description=__doc__)
-
-
-CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
+CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import torch
 from tqdm import tqdm
 
 from data import tokenizer, word_report
-from dsl_loss import critical_snr, keyed_generator
+from dsl_loss import critical_snr
 from model import load_checkpoint, pick_device
-
-# ---- drawing a token ---------------------------------------------------------------------------------------------------------
-
-
-def top_p(probs, p):
-    """Nucleus: zero all but the smallest set of likeliest tokens whose mass reaches p (the token that crosses p stays) -> (N, V)."""
-    if p >= 1:
-        return probs
-    ranked, order = probs.sort(-1, descending=True)
-    ranked[ranked.cumsum(-1) - ranked >= p] = 0  # the mass before this token is enough already
-    return torch.zeros_like(probs).scatter_(-1, order, ranked)
-
-
-def sample_categorical(probs, u):
-    """Draw by inverse CDF: unnormalised probs (N, V) and float64 uniforms u (N,) -> ids (N,).
-
-    In float64, because float32 noise cuts off the tail of a large vocabulary and so silently lowers the temperature.
-    """
-    cdf = probs.double().cumsum(-1)
-    return torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
-
-
-def draw(logits, u, temperature, p):
-    """Tokens (N,) from logits (N, V) at a temperature, within the nucleus."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return sample_categorical(top_p((logits.double() / temperature).softmax(-1), p), u)
-
-
-# ---- the state and its two moves ---------------------------------------------------------------------------------------------
-
-
-class State:
-    """A batch of texts on their way: ids x (B, L), snr (B, L), evidence z (B, L, D); and the network's features, on demand."""
-
-    def __init__(self, model, samples, length, cfg):
-        self.model, self.samples, self.cfg = model, list(samples), cfg
-        B, E = len(self.samples), model.E
-        self.E, self.t_c, self.step, self.stepped = E, critical_snr(len(E)), 0, False
-        self.x = torch.full((B, length), model.mask_id, device=E.device)
-        self.snr = torch.zeros(B, length, device=E.device, dtype=E.dtype)
-        self.z = torch.zeros(B, length, E.shape[1], device=E.device, dtype=E.dtype)
-        self.nfe = torch.zeros(B, dtype=torch.long, device=E.device)
-        self.stale = torch.ones(B, dtype=torch.bool, device=E.device)  # whose features are out of date
-        self.features = None
-
-    def random(self, kind, what, *shape, dtype=None):
-        """Numbers (B, *shape) keyed by (seed, sample, what): a text depends neither on its batch nor on what was drawn before."""
-        gens = [keyed_generator(self.x.device, self.cfg.seed, "sample", s, what) for s in self.samples]
-        return torch.stack([kind(shape, generator=g, device=self.x.device, dtype=dtype) for g in gens])
-
-    def hidden(self, where):
-        """The network's features (N, C) at the N true positions of `where` (B, L). A text is sent through the network only if it has such
-        a position and has changed since its last call; `nfe` counts."""
-        due = self.stale & where.any(1)
-        if due.any():
-            x, snr = self.x[due], self.snr[due]
-            h = self.model.embed_ids(x)
-            noisy = (snr > 0) & snr.isfinite()
-            if noisy.any():
-                h[noisy] = self.model.embed_noisy(self.z[due][noisy]).to(h.dtype)
-            fresh = self.model.hidden(h)
-            if self.features is None:
-                self.features = fresh.new_zeros(len(self.x), *fresh.shape[1:])
-            self.features[due] = fresh
-            self.nfe += due
-            self.stale &= ~due
-        return self.features[where]
-
-    def logits(self, where):
-        """Logits (N, V), float32 or wider, at the N true positions of `where` (B, L): the head runs only where it is needed."""
-        logits = self.model.head(self.hidden(where))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def confidence(self):
-        """The posterior probability (B, L) of each clean token given all the text including itself; 0 at tokens that are not clean."""
-        clean = self.snr.isinf()
-        rows = zip(self.hidden(clean).split(4096), self.x[clean].split(4096))  # in pieces: (4096, V) probabilities at a time
-        p = [self.model.head(h).to(self.snr.dtype).softmax(-1).gather(-1, token[:, None])[:, 0] for h, token in rows]
-        return torch.zeros_like(self.snr).masked_scatter(clean, torch.cat(p)) if p else torch.zeros_like(self.snr)
-
-    def observe(self, up, target):
-        """Raise the SNR at the positions `up` (B, L) to `target` (B, L): draw tokens, add the evidence that they would give."""
-        if not up.any():
-            return
-        cfg, logits = self.cfg, self.logits(up)
-        u = self.random(torch.rand, ("token", self.step), up.shape[1], dtype=torch.float64)
-        token = draw(logits, u[up], cfg.temperature, cfg.top_p)
-        fixed = target[up].isinf()
-        self.x[up] = torch.where(fixed, token, self.model.mask_id)
-        if not fixed.all():
-            e = self.E[token] if cfg.sde_step == "drawn" else logits.softmax(-1).to(self.E.dtype) @ self.E
-            d = torch.where(fixed, 0, target[up] - self.snr[up])[:, None]
-            eps = self.random(torch.randn, ("eps", self.step), *self.z.shape[1:], dtype=self.z.dtype)[up]
-            self.z[up] += d * e + d.sqrt() * eps
-        self.changed(up, target)
-
-    def forget(self, down, target):
-        """Lower the SNR at the positions `down` (B, L) to `target` (B, L), exactly: z_s = (s/t) z_t + sqrt(s (t-s) / t) eps."""
-        if not down.any():
-            return
-        s, t = target[down][:, None], self.snr[down][:, None]
-        eps = self.random(torch.randn, ("forget", self.step), *self.z.shape[1:], dtype=self.z.dtype)[down] if s.any() else 0.0
-        from_clean = s * self.E[self.x[down].clamp(max=len(self.E) - 1)] + s.sqrt() * eps  # t = inf: the evidence is drawn afresh
-        from_noisy = s / t * self.z[down] + (s * (t - s) / t).sqrt() * eps
-        self.z[down] = torch.where(t.isinf(), from_clean, from_noisy)
-        self.x[down] = self.model.mask_id
-        self.changed(down, target)
-
-    def changed(self, where, target):
-        self.snr[where] = target[where]
-        self.stale |= where.any(1)
-
-
-# ---- paths: (state, T) -> the next SNR of every token (B, L); state.step counts from 0 to T - 1 -------------------------------
-
-
-def jump(state, T, remask, per_token=None):
-    """The masked-diffusion step from alpha = step/T to alpha' = (step+1)/T revealed tokens (ReMDM, equations 7 and 8).
-
-    A clean token is masked with probability remask (or per_token (B, L), of the same mean), a masked one is revealed with
-    probability (alpha' - (1 - remask) alpha) / (1 - alpha): whatever remask is, the revealed share stays alpha'.
-    """
-    alpha, alpha_next = state.step / T, (state.step + 1) / T
-    u = state.random(torch.rand, ("jump", state.step), state.x.shape[1], dtype=torch.float64)
-    reveal = (alpha_next - (1 - remask) * alpha) / (1 - alpha)
-    stays = u >= (remask if per_token is None else per_token)
-    return clean_where(state, torch.where(state.snr.isinf(), stays, u < reveal))
-
-
-def clean_where(state, clean):
-    """The SNR (B, L) of tokens that are clean where `clean` is true and masked elsewhere."""
-    return torch.zeros_like(state.snr).masked_fill(clean, torch.inf)
-
-
-def remask_limit(state, T):
-    """r_max = min(1, (1 - alpha') / alpha): more could not be revealed again in one step."""
-    return min(1.0, (T - state.step - 1) / max(state.step, 1))
-
-
-def mdlm(state, T):
-    """Ancestral sampling of masked diffusion (MDLM): a revealed token stays."""
-    return jump(state, T, 0.0)
-
-
-def remdm_cap(state, T):
-    """ReMDM-cap: every revealed token is remasked with probability min(eta, r_max)."""
-    return jump(state, T, min(state.cfg.eta or 0.04, remask_limit(state, T)))
-
-
-def posterior(state, T):
-    """As many remasks as ReMDM-cap, but the tokens that the denoiser now doubts: in proportion to (1 - p(token | text))^gamma.
-
-    A DSL network has learned to score tokens that it is shown, so these p come from the same forward pass.
-    """
-    eta = state.cfg.eta or state.cfg.remask_budget / T
-    r = min(eta, remask_limit(state, T))
-    if not state.snr.isinf().any() or r == 0:
-        return jump(state, T, r)
-    clean = state.snr.isinf()
-    doubt = clean * (1 - state.confidence()).clamp(min=1e-9) ** state.cfg.gamma
-    return jump(state, T, r, (r * clean.sum(1, keepdim=True) * doubt / doubt.sum(1, keepdim=True).clamp(min=1e-30)).clamp(max=1))
-
-
-def random(state, T):
-    """Random-order autoregression (ROAR): L/T tokens at a time in a random order."""
-    L = state.x.shape[1]
-    rank = state.random(torch.rand, "order", L).argsort(1).argsort(1)
-    return clean_where(state, rank < round((state.step + 1) * L / T))
-
-
-def sde(state, T):
-    """All tokens climb together to sde_top t_c in T - 1 steps, slowly at first; the T-th call reads them off (see `sample`)."""
-    if state.step == T - 1:
-        return state.snr
-    return torch.full_like(state.snr, state.cfg.sde_top * state.t_c * ((state.step + 1) / (T - 1)) ** 2)
-
-
-PATHS = {"posterior": posterior, "mdlm": mdlm, "remdm-cap": remdm_cap, "random": random, "sde": sde}  # names as in PATH_NAMES
+from paths import PATHS
+from show import Screen, Trace, diff
+from state import State
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def sample(model, samples, cfg, path=None):
-    """Generate texts `samples` (ints that key their random numbers): yields the State after every step, the last one clean.
+def sample(model, samples, cfg, path=None, given=None, block=0, kind=State):
+    """Generate texts `samples` (ints that key their random numbers): yields the State before the first and after every step. It is
+    one object that changes; at the end all of it is clean.
 
-    `path` is a name of PATHS or any function (state, T) -> next SNR (B, L); default cfg.path. What is not clean after T steps is
-    read off by argmax. `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use: *_, state = sample(...); state.x.
+    `path` is a name of PATHS or any function (state, j, T) -> target SNR (B, L); default cfg.path. `given` (L,) or (B, L) holds ids
+    that stay and the mask where to write; default cfg.length masks. What is not clean after T steps is read off by argmax.
+    `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use: *_, state = sample(...); state.x.
     """
-    path = path or cfg.path
-    rule = PATHS[path] if isinstance(path, str) else path
-    state = State(model, samples, cfg.length, cfg)
+    rule = PATHS[path or cfg.path] if isinstance(path or cfg.path, str) else path
+    if given is None:
+        given = torch.full((cfg.length,), model.mask_id, device=model.E.device)
+    state = kind(model, samples, cfg, given.expand(len(samples), -1), block)
     yield state
-    for state.step in range(cfg.steps):
-        target = rule(state, cfg.steps)
+    for j in range(cfg.steps):
+        target = rule(state, j, cfg.steps).to(state.snr.dtype).masked_fill(state.given, torch.inf)
         down, up = target < state.snr, target > state.snr
         state.observe(up, target)  # before forgetting: the draw sees the text as it is
         state.forget(down, target)
-        if state.step == cfg.steps - 1 and not state.snr.isinf().all():
-            left = ~state.snr.isinf()
-            state.x[left] = state.logits(left).argmax(-1)
-            state.changed(left, torch.full_like(state.snr, torch.inf))
-        state.stepped = True
+        if j == cfg.steps - 1 and not state.clean.all():
+            state.read_off()
+        state.step = j + 1
         yield state
 
 
 # ---- the command line --------------------------------------------------------------------------------------------------------
 
 
-def picture(state, row, tok):
-    """One text as one line: ░ for [MASK], ▒ for a token in noise, ¶ for a line's end."""
-    shown = []
-    for token, snr in zip(state.x[row].tolist(), state.snr[row].tolist()):
-        shown.append("░" if snr == 0 else "▒" if math.isfinite(snr) else tok.decode([token]))
-    return "".join(shown).replace("\n", "¶")
-
-
 def load_for_sampling(cfg):
-    """The checkpoint's model, its dict, and the path to take. Raises Problem when tokenizer, length and weights do not fit together."""
+    """The checkpoint's model, its dict, and cfg with path, steps and length settled. Raises Problem when they do not fit together."""
     model, ckpt = load_checkpoint(cfg.ckpt, pick_device(cfg.device))
-    V, L = tokenizer(ckpt["tokenizer"]).n_vocab, model.config.length
+    V, L, objective = tokenizer(ckpt["tokenizer"]).n_vocab, model.config.length, ckpt["config"]["objective"]
     if V != model.config.vocab_size:
         raise Problem(f"{cfg.ckpt} predicts {model.config.vocab_size} tokens, its tokenizer {ckpt['tokenizer']} has {V}: train it again")
-    if cfg.length > L:
-        raise Problem(f"--length {cfg.length} is longer than the {L} tokens that {cfg.ckpt} was trained on")
-    if model.config.causal:
-        raise Problem(f"{cfg.ckpt} is an autoregressive model, and the paths here need a bidirectional one")
-    path = cfg.path or {"dsl": "posterior", "mdlm": "remdm-cap"}[ckpt["config"]["objective"]]
-    return model, ckpt, replace(cfg, path=path, length=cfg.length or L)
+    cfg = replace(cfg, path=cfg.path or {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[objective], length=cfg.length or L)
+    used = {cfg.path, cfg.then} if cfg.path == "hybrid" else {cfg.path}
+    if objective != "dsl" and (cfg.correct or used & set(NEEDS_DSL)):
+        asked = "--correct" if cfg.correct else f"--path {cfg.path}"
+        raise Problem(f"{asked} needs a DSL model and {cfg.ckpt} was trained by {objective}: use --path remdm or recorded, or fine-tune it "
+                      "with train.py --init_from")
+    if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.steps != cfg.length):
+        raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill")
+    return model, ckpt, cfg
+
+
+def template(cfg, tok, model):
+    """The ids (N,) of a text: what --prompt or --infill gives, and the mask where to write. Raises Problem when that is too long."""
+    L, mask = model.config.length, model.mask_id
+    ids = []
+    if cfg.infill:
+        at = 0
+        for hole in MASK.finditer(cfg.infill):
+            ids += tok.encode_ordinary(cfg.infill[at : hole.start()]) + [mask] * int(hole[1] or 1)
+            at = hole.end()
+        ids += tok.encode_ordinary(cfg.infill[at:])
+        if len(ids) > L:
+            raise Problem(f"--infill has {len(ids)} tokens, the model reads {L}: shorten the text or its masks")
+        return torch.tensor(ids, device=model.E.device)
+    ids = tok.encode_ordinary(cfg.prompt)
+    if len(ids) >= min(L, cfg.length):
+        raise Problem(f"--prompt has {len(ids)} tokens and leaves nothing to write of {min(L, cfg.length)}: shorten it")
+    return torch.tensor(ids + [mask] * (cfg.length - len(ids)), device=model.E.device)
+
+
+def sample_text(model, batch, cfg, ids):
+    """As `sample`, for templates `ids` (N,) of any length: blocks of the trained length L slide by L/2, the older half being given.
+
+    Yields (state, ids (B, N), calls (B,)): the block's state, and all that has been written and spent so far.
+    """
+    L, ids, spent = model.config.length, ids.expand(len(batch), -1).clone(), 0
+    for start in range(0, max(1, ids.shape[1] - L + L // 2), L // 2):
+        for state in sample(model, batch, cfg, given=ids[:, start : start + L], block=start):
+            here = ids.clone()
+            here[:, start : start + L] = state.x
+            yield state, here, spent + state.nfe
+        ids, spent = here, spent + state.nfe
+
+
+def correct(model, tok, cfg):
+    """Show the text at the SNR correct_snr, read the posterior: the likeliest token of every position -> (ids before, ids after).
+
+    The evidence is the channel's mean, without its noise, so that the answer is one and not a draw. Clean tokens (inf) are hardly ever
+    overruled: training has never shown a wrong one.
+    """
+    ids = tok.encode_ordinary(cfg.correct)
+    if len(ids) > model.config.length:
+        raise Problem(f"--correct has {len(ids)} tokens, the model reads {model.config.length}: correct it in pieces")
+    x = torch.tensor([ids], device=model.E.device)
+    snr = cfg.correct_snr * critical_snr(len(model.E))
+    with torch.no_grad():
+        h = model.embed_ids(x) if snr == float("inf") else model.embed_noisy(snr * model.E[x])
+        return ids, model(h)[0].argmax(-1).tolist()
+
+
+class Writer:
+    """The --out file: a line per text as it comes, from any number of processes; sorted at the end.
+
+    Lines carry a hash of the settings, so that an unfinished file is gone on with and another one is not touched (Problem).
+    """
+
+    def __init__(self, cfg, step):
+        self.path, self.done = cfg.out, set()
+        ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir")
+        settings = {name: value for name, value in asdict(cfg).items() if name not in ignored}
+        self.key = hashlib.sha256(json.dumps([settings, step]).encode()).hexdigest()[:8]
+        for row in self.rows() if self.path and os.path.exists(self.path) else ():
+            if row.get("settings") != self.key:
+                raise Problem(f"{self.path} holds texts of other settings or another checkpoint: choose another --out, or delete it")
+            self.done.add(row["index"])
+
+    def rows(self):
+        """The lines of the file, but for one that a kill has cut off."""
+        found = []
+        with open(self.path, "rb") as f:
+            for line in f:
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
+
+    def write(self, rows):
+        if self.path:
+            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+            with open(self.path, "ab+") as f:
+                fcntl.flock(f, fcntl.LOCK_EX)  # one process at a time
+                f.seek(max(0, f.seek(0, os.SEEK_END) - 1))
+                torn = f.read(1) not in (b"", b"\n")
+                f.write(b"\n" * torn + b"".join(json.dumps({**row, "settings": self.key}).encode() + b"\n" for row in rows))
+
+    def finish(self, total):
+        """Sort the file once all texts are there -> its rows, or None while other processes are still at work."""
+        with open(self.path, "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            rows = {row["index"]: row for row in self.rows()}
+            if len(rows) < total:
+                return None
+            with whole_file(self.path) as f:
+                f.writelines(json.dumps(rows[i]).encode() + b"\n" for i in sorted(rows))
+            return [rows[i] for i in sorted(rows)]
+
+
+def generate(cfg, model, tok, given, writer, rank, world):
+    """Write all texts of this process's share, batch by batch; yields their rows."""
+    todo = [i for i in range(rank, cfg.num_samples, world) if i not in writer.done]
+    batches = [todo[i : i + cfg.batch_size] for i in range(0, len(todo), cfg.batch_size)]
+    with contextlib.ExitStack() as stack:
+        where = f"{cfg.trace}.{rank}" if world > 1 else cfg.trace  # a file per process
+        trace = stack.enter_context(contextlib.closing(Trace(where))) if cfg.trace else None
+        screen = stack.enter_context(contextlib.closing(Screen(tok, critical_snr(tok.n_vocab)))) if cfg.watch and rank == 0 else None
+        bar = stack.enter_context(tqdm(total=len(todo), unit=" texts", disable=cfg.watch or rank > 0))
+        for batch in batches:
+            for state, x, calls in sample_text(model, batch, cfg, given):
+                if trace:
+                    trace.write(state)
+                if screen and batch is batches[0]:
+                    screen.show(state.step, cfg.steps, state.x[0], state.snr[0], calls[0])
+            rows = [{"index": i, "text": tok.decode(ids), "ids": ids, "nfe": nfe} for i, ids, nfe in zip(batch, x.tolist(), calls.tolist())]
+            writer.write(rows)
+            bar.update(len(rows))
+            yield from rows
 
 
 def main(cfg):
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     model, ckpt, cfg = load_for_sampling(cfg)
-    tok, rows, start = tokenizer(ckpt["tokenizer"]), [], time.time()
-    print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {cfg.length} {ckpt['tokenizer']} tokens, path {cfg.path}, "
-          f"T = {cfg.steps}, top_p {cfg.top_p}, on {model.E.device}", flush=True)
-    with tqdm(total=-(-cfg.num_samples // cfg.batch_size) * cfg.steps, desc="steps", disable=cfg.watch) as bar:
-        for first in range(0, cfg.num_samples, cfg.batch_size):
-            batch = range(first, min(first + cfg.batch_size, cfg.num_samples))
-            for state in sample(model, batch, cfg):
-                bar.update(state.stepped)
-                if cfg.watch and first == 0:
-                    print(f"{state.step + state.stepped:4d}  {picture(state, 0, tok)}", flush=True)
-            for i, ids, nfe in zip(batch, state.x.tolist(), state.nfe.tolist()):
-                rows.append({"index": i, "text": tok.decode(ids), "ids": ids, "nfe": nfe})
+    tok, start = tokenizer(ckpt["tokenizer"]), time.time()
+    if cfg.correct:
+        return print(diff(*correct(model, tok, cfg), tok, sys.stdout.isatty()))
+    ids, writer = template(cfg, tok, model), Writer(cfg, ckpt["step"])
+    if rank == 0:
+        print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} {ckpt['tokenizer']} tokens, path {cfg.path}, "
+              f"T = {cfg.steps}, top_p {cfg.top_p}, on {world} x {model.E.device}; {len(writer.done)} are there already", flush=True)
+    rows = list(generate(cfg, model, tok, ids, writer, rank, world))
     seconds = time.time() - start
-    for row in rows[: cfg.show]:
+    for row in rows[: cfg.show] if rank == 0 else ():
         print(f"\n--- {row['index']} ---\n{row['text']}")
-    calls = sum(row["nfe"] for row in rows) / len(rows)
-    print(f"\n{len(rows)} texts, {calls:.1f} network calls each, {seconds:.1f} s, {len(rows) * cfg.length / seconds:,.0f} tokens/s")
+    if rows and rank == 0:
+        calls = sum(row["nfe"] for row in rows) / len(rows)
+        print(f"\n{len(rows)} texts, {calls:.1f} network calls each, {seconds:.1f} s, {len(rows) * len(ids) / seconds:,.0f} tokens/s")
     if cfg.out:
-        with whole_file(cfg.out) as f:
-            f.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
-        print(f"saved {cfg.out}")
-    if cfg.report:
-        words = word_report([row["text"] for row in rows], ckpt["config"]["dataset"], cfg.length, cfg.data_dir)
-        print(f"words that occur in {words['corpus']}: {words['known_words']:.3f} +- {words['stderr']:.3f} of these texts, "
-              f"{words['known_words_of_real_text']:.3f} of real text")
-        training = {name: ckpt[name] for name in ("command", "commit", "step", "validation")}
-        result = {**provenance(), **words, "nfe": calls, "sampling": asdict(cfg), "training": training}
-        with whole_file(cfg.report) as f:
-            f.write(f"{json.dumps(result, indent=1)}\n".encode())
-        print(f"saved {cfg.report}")
+        rows = writer.finish(cfg.num_samples)
+        print(f"saved {cfg.out}" if rows else f"{cfg.out} is not complete yet: other processes are still at work")
+    if cfg.report and rows:
+        report(cfg, rows, ckpt)
+
+
+def report(cfg, rows, ckpt):
+    """Print and write to cfg.report the share of words that occur in the checkpoint's corpus."""
+    words = word_report([row["text"] for row in rows], ckpt["config"]["dataset"], len(rows[0]["ids"]), cfg.data_dir)
+    print(f"words that occur in {words['corpus']}: {words['known_words']:.3f} +- {words['stderr']:.3f} of these texts, "
+          f"{words['known_words_of_real_text']:.3f} of real text")
+    training = {name: ckpt[name] for name in ("command", "commit", "step", "validation")}
+    result = {**provenance(), **words, "nfe": sum(row["nfe"] for row in rows) / len(rows), "sampling": asdict(cfg), "training": training}
+    with whole_file(cfg.report) as f:
+        f.write(f"{json.dumps(result, indent=1)}\n".encode())
+    print(f"saved {cfg.report}")
 
 
 if __name__ == "__main__":

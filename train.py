@@ -204,8 +204,8 @@ def save(cfg, run, step, scores):
 
 
 def update(cfg, run, objective, passes, step):
-    """Optimiser step `step` over the batches `passes` -> their mean (loss, bound), a tensor (2,) on the device, and whether the
-    gradient was finite; if it was not, nothing has changed."""
+    """Optimiser step `step` over the batches `passes` -> their mean (loss, bound) (2,), and whether the gradient was finite; if not,
+    nothing has changed."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step)
     total, n = 0, len(passes)
@@ -242,10 +242,11 @@ def report(cfg, run, log, bar, seen, step, seconds):
 
 
 def show_samples(cfg, run, bar, step):
-    """Print two texts drawn from the averaged weights in 32 steps."""
-    from sampler import Config as Sampling
+    """Print two texts drawn from the averaged weights."""
     from sampler import sample
-    sampling = Sampling(path="posterior" if cfg.objective == "dsl" else "remdm-cap", steps=32, length=cfg.length, seed=step)
+    from sampler_config import Config as Sampling
+    path = {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[cfg.objective]
+    sampling = Sampling(path=path, steps=cfg.length if path == "ar" else 32, length=cfg.length, seed=step)
     with autocast(run.device, cfg.dtype):
         *_, state = sample(run.ema, range(2), sampling)
     for ids in state.x.tolist():
@@ -316,9 +317,8 @@ def dry_run(cfg, world):
         model = DSL(shape(cfg, V))
     per_pass = len(passes_of(cfg, 0, 0, world)[0])
     flops, size = flops_per_token(model.config, endpoint_share(cfg)), sum(p.numel() for p in model.parameters())
-    print(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters\n"
-          f"{cfg.batch_size * cfg.length:,} tokens per step, {world} process(es) taking {per_pass} sequences at a time\n"
-          f"{flops:.3g} FLOPs per token, {cfg.max_steps * cfg.batch_size * cfg.length:.3g} tokens in all\n"
+    print(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters, {cfg.batch_size * cfg.length:,} tokens per step, in passes of {per_pass} "
+          f"sequences on {world} process(es)\n{flops:.3g} FLOPs per token, {cfg.max_steps * cfg.batch_size * cfg.length:.3g} tokens in all\n"
           f"about {memory_estimate(model.config, per_pass):.1f} GiB per process")
 
 

@@ -83,8 +83,6 @@ class Config:
                 raise ValueError(f"--{name} must be between 0 and 1")
         if self.lr <= 0 or self.snr_median <= 0 or not 0 < self.mask_share < 1:
             raise ValueError("--lr and --snr_median must be positive and --mask_share between 0 and 1")
-        if self.sample_every and self.objective == "ar":
-            raise ValueError("--sample_every needs a bidirectional model: --objective dsl or mdlm")
         if self.d_model % (2 * self.n_head):
             raise ValueError("--d_model must be an even multiple of --n_head")
 

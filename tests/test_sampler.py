@@ -7,10 +7,18 @@ import torch
 from toys import Z, ExactDenoiser, chi_square_p, frequencies, total_variation
 
 from config import Problem
-from dsl_loss import add_noise, critical_snr, mean_and_stderr
-from sampler import PATH_NAMES, PATHS, State, draw, load_for_sampling, parse_args, picture, sample, sample_categorical, top_p
+from dsl_loss import add_noise, mean_and_stderr
+from paths import PATHS, jump, limit
+from sampler import load_for_sampling, sample
+from sampler_config import PATH_NAMES, parse_args
+from state import PlainState, State, draw, sample_categorical, top_p
 
 EXACT = parse_args(["--top_p", "1"])  # no nucleus: the distribution is the denoiser's own
+
+
+def masked(toy, L, B=1):
+    """B templates of L masks."""
+    return torch.full((B, L), toy.mask_id)
 
 
 def final(toy, n, **changes):
@@ -39,9 +47,12 @@ def test_mdlm_with_many_steps_is_nearly_exact_and_with_one_is_not():
     assert total_variation(toy, final(toy, 4000, path="mdlm", steps=48).x) < 0.03  # 0.01 of bias, 0.01 of noise
 
 
-@pytest.mark.parametrize("path", ["mdlm", "remdm-cap", "posterior"])
+JUMPS = ("mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf", "forward-backward", "posterior", "soft", "recorded")
+
+
+@pytest.mark.parametrize("path", JUMPS)
 def test_jumps_keep_the_revealed_share_at_alpha(path):
-    """`posterior` too: clamping at 1 could only break it if one token took more than the whole budget, and here it does not."""
+    """Also where remasks are chosen: clamping at 1 could only break it if one token took the whole budget, and here none does."""
     n, T, L = 300, 10, 24
     toy = ExactDenoiser(V=3, L=2)
     wide = Wide(toy, L)
@@ -75,9 +86,9 @@ def test_remdm_remasks_and_mdlm_does_not():
 def test_remdm_without_remasking_is_mdlm_draw_for_draw():
     toy = Wide(ExactDenoiser(), 24)
     a = final_ids(toy, "mdlm")
-    assert torch.equal(a, final_ids(toy, "remdm-cap", eta=1e-300))
-    assert torch.equal(a, final_ids(toy, "posterior", eta=1e-300))
-    assert not torch.equal(a, final_ids(toy, "remdm-cap", eta=0.3))
+    for path in ("remdm", "remdm-cap", "remdm-rescale", "posterior", "soft", "recorded"):
+        assert torch.equal(a, final_ids(toy, path, eta=1e-300)), path
+        assert not torch.equal(a, final_ids(toy, path, eta=0.3)), path
 
 
 def final_ids(toy, path, **changes):
@@ -93,11 +104,10 @@ def test_posterior_forgets_what_the_denoiser_doubts():
     toy.log_p -= toy.log_p.logsumexp(0)
     counts = torch.zeros(8)
     for seed in range(200):
-        state = State(Wide(Soft(toy), 8), [0], 8, replace(EXACT, seed=seed, eta=0.2, gamma=1.0))
+        state = State(Wide(Soft(toy), 8), [0], replace(EXACT, seed=seed, eta=0.2, gamma=1.0), masked(toy, 8))
         state.x[0] = torch.tensor([0, 1, 1, 1, 2, 2, 0, 0])
         state.snr.fill_(torch.inf)
-        state.step, T = 6, 10
-        counts += PATHS["posterior"](state, T)[0] == 0
+        counts += PATHS["posterior"](state, 6, 10)[0] == 0
     assert counts[:2].sum() > 100 and counts[2:].sum() < 0.05 * counts[:2].sum()
     assert abs(counts.sum() / 200 - 8 * 0.2) < Z * (8 * 0.2 / 200) ** 0.5  # the budget is r times the revealed tokens
 
@@ -121,12 +131,13 @@ def test_sde_approaches_the_language_as_steps_grow(step, limit):
 
 def test_sde_calls_the_network_once_a_step():
     assert (final(ExactDenoiser(), 5, path="sde", steps=7).nfe == 7).all()
+    assert (final(ExactDenoiser(), 5, path="sde", steps=1).nfe == 1).all()
 
 
 def test_forget_is_the_channel_at_the_lower_snr():
     toy, n = ExactDenoiser(), 40_000
     for start in (6.0, torch.inf):
-        state = State(toy, range(n), 1, EXACT)
+        state = State(toy, range(n), EXACT, masked(toy, 1, n))
         token = torch.ones(n, 1, dtype=torch.long)
         state.snr.fill_(start)
         if start == torch.inf:
@@ -144,10 +155,123 @@ def test_forget_is_the_channel_at_the_lower_snr():
 
 def test_forgetting_everything_is_the_mask():
     toy = ExactDenoiser()
-    state = State(toy, [0], 2, EXACT)
+    state = State(toy, [0], EXACT, masked(toy, 2))
     state.x, state.snr = torch.tensor([[0, 2]]), torch.full((1, 2), torch.inf).double()
     state.forget(torch.tensor([[True, False]]), torch.zeros(1, 2).double())
     assert state.x.tolist() == [[3, 2]] and state.snr.tolist() == [[0, torch.inf]] and (state.z == 0).all()
+
+
+def test_transition_rows_sum_to_one_for_every_legal_r():
+    """From [MASK]: reveal with q, stay with 1 - q. From clean: forget with r, stay with 1 - r. All in [0, 1], and the share is alpha'."""
+    for alpha in torch.linspace(0, 0.99, 34, dtype=torch.float64).tolist():
+        for alpha_next in torch.linspace(alpha, 1, 12, dtype=torch.float64).tolist():
+            for r in torch.linspace(0, limit(alpha, alpha_next), 7, dtype=torch.float64).tolist():
+                q = (alpha_next - (1 - r) * alpha) / (1 - alpha)
+                assert -1e-12 <= q <= 1 + 1e-12 and 0 <= r <= 1
+                assert abs(alpha * (1 - r) + (1 - alpha) * q - alpha_next) < 1e-12
+
+
+def test_jump_has_the_stated_probabilities():
+    toy, n = ExactDenoiser(), 20_000
+    state = State(toy, range(n), EXACT, masked(toy, 2, n))
+    state.snr[:, 0] = torch.inf
+    target = jump(state, 0.6, 0.7, 0.2)
+    for values, truth in ((target[:, 0] == 0, 0.2), (target[:, 1].isinf(), (0.7 - 0.8 * 0.6) / 0.4)):
+        mean, stderr = mean_and_stderr(values.double())
+        assert abs(mean - truth) < Z * stderr
+
+
+def test_loop_stands_still_at_alpha_on():
+    """Mdlm to 0.9 at time 0.55, there remasking at 0.9, and from time 0.05 on to 1."""
+    L, T, n, shares = 24, 100, 400, []
+    lost, before = [], None
+    for state in sample(Wide(ExactDenoiser(), L), range(n), replace(EXACT, length=L, path="remdm-loop", steps=T, eta=0.1)):
+        shares.append(state.clean.double().mean().item())
+        lost.append(0 if before is None else (before & ~state.clean).sum().item())
+        before = state.clean
+    noise = Z * (0.9 * 0.1 / (n * L)) ** 0.5
+    assert all(abs(share - 0.9) < noise for share in shares[45:95]) and abs(shares[22] - 0.44) < 2 * noise and shares[-1] == 1
+    assert sum(lost[:46]) == sum(lost[96:]) == 0 and all(lost[47:95])
+
+
+def test_remdm_takes_its_published_settings():
+    toy = Wide(ExactDenoiser(), 24)
+    assert torch.equal(final_ids(toy, "remdm"), final_ids(toy, "remdm-cap", eta=0.04))
+    *_, loop = sample(toy, range(5), replace(EXACT, length=24, path="remdm-loop", steps=30, eta=0.02))
+    *_, named = sample(toy, range(5), replace(EXACT, length=24, path="remdm", steps=30))
+    assert torch.equal(loop.x, named.x)
+
+
+def test_conf_and_recorded_forget_the_least_confident():
+    toy = Wide(ExactDenoiser(), 8)
+    counts = {path: torch.zeros(8) for path in ("remdm-conf", "recorded")}
+    for path, count in counts.items():
+        for seed in range(300):
+            state = State(toy, [0], replace(EXACT, seed=seed, eta=0.2, gamma=1.0), masked(toy, 8))
+            state.x.fill_(1)
+            state.snr.fill_(torch.inf)
+            state.recorded[0] = torch.tensor([0.1] + [0.9] * 7)
+            count += PATHS[path](state, 6, 10)[0] == 0
+    r_max = 0.3 / 0.6
+    share = torch.tensor([-0.1] + [-0.9] * 7).softmax(0)[0].item()
+    assert abs(counts["remdm-conf"][0] / 300 - r_max * share) < Z * (r_max * share / 300) ** 0.5
+    assert abs(counts["recorded"][0] / 300 - 0.2 * 8 * 0.9 / 1.6) < Z * (0.9 * 0.1 / 300) ** 0.5
+    assert counts["recorded"][0] > 5 * counts["recorded"][1:].max()
+
+
+def test_confidence_is_recorded_when_a_token_is_drawn():
+    toy = ExactDenoiser(V=3, L=2)
+    states = sample(toy, range(50), replace(EXACT, length=2, path="ar", steps=2))
+    next(states)
+    marginal = toy(toy.embed_ids(masked(toy, 2)))[0, 0].exp()
+    state = next(states)
+    assert torch.allclose(state.recorded[:, 0], marginal[state.x[:, 0]]) and (state.recorded[:, 1] == 0).all()
+
+
+def test_soft_leaves_evidence_and_observes_again():
+    toy, seen = Wide(ExactDenoiser(), 24), []
+    for state in sample(toy, range(20), replace(EXACT, length=24, path="soft", steps=10, eta=0.3, soft_snr=0.5)):
+        noisy = (state.snr > 0) & ~state.clean
+        seen.append(noisy.sum().item())
+        assert torch.allclose(state.snr[noisy], torch.tensor(0.5 * state.t_c).double())
+        assert (state.z[noisy].abs().sum(-1) > 0).all()
+    assert max(seen) > 10 and seen[-1] == 0
+
+
+@pytest.mark.parametrize("path", ["confidence", "random", "ar"])
+def test_orders_reveal_an_even_share_and_never_forget(path):
+    toy, before = Wide(ExactDenoiser(), 24), None
+    for j, state in enumerate(sample(toy, range(4), replace(EXACT, length=24, path=path, steps=6))):
+        assert (state.clean.sum(1) == 4 * j).all()
+        assert before is None or (state.clean | ~before).all()
+        before = state.clean
+
+
+def test_confidence_reveals_the_surest_and_ar_the_leftmost():
+    toy = ExactDenoiser(V=3, L=3, seed=4)
+    best = toy(toy.embed_ids(masked(toy, 3)))[0].exp().amax(-1)
+    first = State(toy, [0], EXACT, masked(toy, 3))
+    assert PATHS["confidence"](first, 0, 3)[0].isinf().tolist() == [i == best.argmax() for i in range(3)]
+    assert PATHS["ar"](first, 0, 3)[0].isinf().tolist() == [True, False, False]
+
+
+def test_ar_and_confidence_one_at_a_time_are_exact():
+    """Any order that does not look at what will be drawn is exact; `ar` by chi-square at p > 1e-4, `confidence` as well: its order
+    depends on what has been drawn, never on what will be."""
+    toy = ExactDenoiser(V=3, L=3, seed=1)
+    for path in ("ar", "confidence"):
+        assert chi_square_p(frequencies(toy, final(toy, 6000, path=path, steps=3).x), 6000 * toy.p) > 1e-4
+
+
+def test_hybrid_climbs_then_jumps_and_beats_as_many_jumps_alone():
+    """Total variation of 3,000 samples, own noise 0.02: evidence shared by all tokens repairs what few parallel draws break."""
+    toy = ExactDenoiser(V=3, L=2, seed=3)
+    hybrid = total_variation(toy, final(toy, 3000, path="hybrid", then="mdlm", steps=14, sde_steps=12, sde_top=4.0).x)
+    alone = total_variation(toy, final(toy, 3000, path="mdlm", steps=2).x)
+    assert hybrid < 0.06 and alone > hybrid + 0.02
+    for state in sample(toy, [0], replace(EXACT, length=2, path="hybrid", steps=9, sde_top=4.0)):
+        assert state.step not in (1, 2, 3) or torch.allclose(state.snr, torch.tensor(4 * state.t_c * (state.step / 3) ** 2).double())
+    assert state.clean.all()
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------------------------
@@ -163,22 +287,57 @@ def test_sample_categorical_has_the_stated_frequencies_and_keeps_the_tail():
     assert sample_categorical(p[None], torch.tensor([0.0]).double()) == 0
 
 
-def test_top_p_keeps_the_token_that_crosses_p():
+def test_top_p_by_both_rules():
     probs = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).double()
     assert (top_p(probs, 0.6) > 0).tolist() == [[False, True, False, True]]
     assert (top_p(probs, 0.5) > 0).tolist() == [[False, True, False, False]]
     assert (top_p(probs, 0.01) > 0).tolist() == [[False, True, False, False]]
     assert torch.equal(top_p(probs, 1.0), probs)
+    assert (top_p(probs, 0.6, "remdm") > 0).tolist() == [[False, True, False, False]]  # 0.25 would cross 0.6
+    assert (top_p(probs, 0.76, "remdm") > 0).tolist() == [[False, True, False, True]]
+    assert (top_p(probs, 0.01, "remdm") > 0).tolist() == [[False, True, False, False]]  # but the likeliest always stays
 
 
 def test_temperature():
     logits, u = torch.tensor([[0.0, 1.0, 0.5]]).expand(20_000, 3), torch.rand(20_000, generator=torch.Generator().manual_seed(1)).double()
-    assert (draw(logits, u, 0, 1.0) == 1).all()
-    counts = torch.bincount(draw(logits, u, 0.5, 1.0), minlength=3).double()
+    assert (draw(logits, u, replace(EXACT, temperature=0.0)) == 1).all()
+    counts = torch.bincount(draw(logits, u, replace(EXACT, temperature=0.5)), minlength=3).double()
     assert chi_square_p(counts, 20_000 * (logits[0].double() / 0.5).softmax(0)) > 1e-4
 
 
 # ---- the same text whatever its company; the network only where it is needed ---------------------------------------------------
+
+
+def test_path_names_are_the_paths():
+    assert tuple(PATHS) == PATH_NAMES
+
+
+@pytest.mark.parametrize("path", PATH_NAMES)
+def test_only_what_is_needed_is_computed_and_nothing_else_changes(path):
+    """The obvious loop (all texts, all positions, all draws, every step) gives the same texts draw for draw, at no fewer calls."""
+    toy, cfg = Wide(ExactDenoiser(), 24), replace(EXACT, length=24, path=path, steps=7, top_p=0.9, eta=0.2)
+    *_, fast = sample(toy, range(6), cfg)
+    *_, plain = sample(toy, range(6), cfg, kind=PlainState)
+    assert torch.equal(fast.x, plain.x) and (fast.nfe <= plain.nfe).all() and (fast.nfe <= 7).all()
+
+
+@pytest.mark.parametrize("path", PATH_NAMES)
+def test_given_tokens_never_change(path):
+    toy, given = Wide(ExactDenoiser(), 24), torch.full((24,), 3)
+    given[:5], given[-3:] = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 2, 0])
+    cfg = replace(EXACT, path=path, steps=6, eta=0.3)
+    for state in sample(toy, range(8), cfg, given=given):
+        assert (state.x[:, :5] == given[:5]).all() and (state.x[:, -3:] == given[-3:]).all()
+        assert state.snr[:, :5].isinf().all() and state.snr[:, -3:].isinf().all()
+    assert state.clean.all() and (state.x < 3).all()
+
+
+def test_a_given_token_conditions_the_others_exactly():
+    """Chi-square at p > 1e-4 against the table's own conditional."""
+    toy = ExactDenoiser(V=3, L=3, seed=1)
+    *_, state = sample(toy, range(6000), replace(EXACT, path="random", steps=2), given=torch.tensor([3, 1, 3]))
+    conditional = torch.where(toy.sequences[:, 1] == 1, toy.p, 0.0)
+    assert chi_square_p(frequencies(toy, state.x), 6000 * conditional / conditional.sum()) > 1e-4
 
 
 @pytest.mark.parametrize("path", PATH_NAMES)
@@ -208,9 +367,9 @@ def test_an_idle_step_costs_no_call():
 
 def test_a_path_of_ones_own():
     """Left to right, two tokens a step: what the README shows."""
-    def left_to_right(state, T):
+    def left_to_right(state, j, T):
         position = torch.arange(state.x.shape[1])
-        return torch.where(position < (state.step + 1) * state.x.shape[1] / T, torch.inf, state.snr)
+        return torch.where(position < (j + 1) * state.x.shape[1] / T, torch.inf, state.snr)
 
     toy, seen = Wide(ExactDenoiser(), 8), []
     for state in sample(toy, range(3), replace(EXACT, length=8, steps=4), left_to_right):
@@ -218,18 +377,11 @@ def test_a_path_of_ones_own():
     assert seen == [[0] * 3, [2] * 3, [4] * 3, [6] * 3, [8] * 3]
 
 
-def test_picture_shows_masks_noise_and_line_ends():
-    from data import tokenizer
-
-    state = State(ExactDenoiser(V=12), [0], 4, EXACT)
-    state.x, state.snr = torch.tensor([[12, 12, 10, 9]]), torch.tensor([[0.0, 2.0, torch.inf, torch.inf]])
-    assert picture(state, 0, tokenizer("bytes")) == "░▒¶\t"
-
-
 # ---- the command line --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", ["--steps 0", "--top_p 0", "--top_p 1.5", "--num_samples 0", "--path nowhere", "--eta 2", "--steps x"])
+@pytest.mark.parametrize("flags", ["--steps 0", "--top_p 0", "--top_p 1.5", "--num_samples 0", "--path nowhere", "--eta 2", "--steps x",
+                                   "--infill whole", "--prompt a --correct b", "--path hybrid --sde_steps 32", "--correct_snr 0"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         parse_args(flags.split())
@@ -240,7 +392,3 @@ def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
 def test_no_checkpoint_says_what_to_run(tmp_path):
     with pytest.raises(Problem, match="make demo"):
         load_for_sampling(parse_args(["--ckpt", str(tmp_path / "none.pt")]))
-
-
-def test_critical_snr_of_the_demo():
-    assert critical_snr(257) == pytest.approx(11.1, abs=0.01)

@@ -1,0 +1,75 @@
+"""What to sample and how: the flags of sampler.py. Standard library only, read before torch is imported."""
+
+import re
+from dataclasses import dataclass
+
+from config import arg, parse
+
+PATH_NAMES = ("posterior", "recorded", "soft", "mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf", "remdm-loop",
+              "forward-backward", "confidence", "random", "ar", "sde", "hybrid")
+NEEDS_DSL = ("posterior", "soft", "sde", "hybrid")  # they ask about tokens that are shown, or show evidence: MDLM has learned neither
+MASK = re.compile(r"\[MASK(?:\*(\d+))?\]")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number of a sampling run."""
+
+    ckpt: str = arg("out/demo/ckpt.pt", "checkpoint of train.py")
+    path: str = arg("", "the rule that moves each token's SNR, see paths.py; empty: posterior for a DSL checkpoint, remdm for an MDLM one, "
+                        "ar for an autoregressive one", choices=("", *PATH_NAMES))
+    steps: int = arg(32, "T, network calls per text")
+    num_samples: int = arg(4, "how many texts")
+    batch_size: int = arg(32, "texts at a time; changes no text")
+    length: int = arg(0, "tokens in a text; 0: as in training; more: by blocks that slide by half the trained length")
+    seed: int = arg(0, "seed; text i depends on (seed, i) alone")
+    # drawing a token
+    top_p: float = arg(0.9, "nucleus: the share of probability to draw from; 1 draws from all")
+    nucleus: str = arg("usual", "what becomes of the token that crosses top_p: usual keeps it, remdm drops it (but never the likeliest)",
+                       choices=("usual", "remdm"))
+    temperature: float = arg(1.0, "divides the logits; 0 takes the likeliest token")
+    # knobs of single paths
+    remask_budget: float = arg(4.0, "R, expected remasks per token over the whole run of posterior, soft, recorded: eta = R / T")
+    eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, the published value for remdm-*")
+    gamma: float = arg(2.0, "posterior, soft, recorded forget in proportion to (1 - p)^gamma")
+    soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")
+    sde_top: float = arg(3.0, "SNR, in units of t_c, to which sde and hybrid climb")
+    sde_step: str = arg("drawn", "what sde adds: evidence of a drawn token, or of the posterior mean", choices=("drawn", "mean"))
+    sde_steps: int = arg(0, "steps that hybrid climbs; 0: a third of T")
+    then: str = arg("posterior", "what hybrid does after that", choices=tuple(p for p in PATH_NAMES if p not in ("sde", "hybrid")))
+    # conditions
+    prompt: str = arg("", "text that every sample begins with")
+    infill: str = arg("", "text with [MASK] or [MASK*12] where tokens are to be filled in")
+    correct: str = arg("", "text to correct: shown as evidence, the likeliest token of each position is printed as a diff")
+    correct_snr: float = arg(0.7, "SNR, in units of t_c, at which --correct shows the text; the lower, the more it doubts")
+    # what comes out
+    show: int = arg(4, "print this many of the texts")
+    watch: bool = arg(False, "show the first text while it takes shape")
+    out: str = arg("", "write the texts here as they come, as jsonl: index, text, ids, nfe; an unfinished file is gone on with")
+    trace: str = arg("", "write every state of every text to this jsonl")
+    report: str = arg("", "write the share of words that occur in the checkpoint's corpus, and how it came about, to this json")
+    data_dir: str = arg("data", "where datasets live, for --report")
+    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+
+    def __post_init__(self):
+        for name in ("steps", "num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1")
+        if not 0 < self.top_p <= 1 or not 0 <= self.eta <= 1:
+            raise ValueError("--top_p must be above 0 and at most 1, --eta between 0 and 1")
+        for name in ("temperature", "remask_budget", "gamma", "length", "show", "soft_snr", "sde_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} cannot be negative")
+        if self.sde_top <= 0 or self.correct_snr <= 0:
+            raise ValueError("--sde_top and --correct_snr must be positive")
+        if self.path == "hybrid" and self.sde_steps >= self.steps:
+            raise ValueError(f"--sde_steps {self.sde_steps} leaves no step of --steps {self.steps} to the path after it")
+        if sum(map(bool, (self.prompt, self.infill, self.correct))) > 1:
+            raise ValueError("choose one of --prompt, --infill and --correct")
+        if self.infill and not MASK.search(self.infill):
+            raise ValueError("--infill has nothing to fill in: write [MASK] or [MASK*12] where tokens are missing")
+
+
+def parse_args(argv=None, description=None):
+    """The Config that the command line (or `argv`) asks for; a bad flag or combination is a one-line usage error."""
+    return parse(Config, argv, description=description)

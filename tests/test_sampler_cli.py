@@ -1,0 +1,194 @@
+"""sampler.py as its users run it, on tiny random checkpoints: conditions, files, several processes, and every bad combination."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import sampler
+from config import Problem
+from data import tokenizer
+from model import DSL, ModelConfig, save_checkpoint
+from sampler import sample, sample_text, template
+from sampler_config import PATH_NAMES, parse_args
+from show import read_trace
+
+ROOT = Path(__file__).resolve().parent.parent
+TOK = tokenizer("bytes")
+
+
+def checkpoint(path, objective="dsl", length=16):
+    torch.manual_seed(0)
+    model = DSL(ModelConfig(257, length, n_layer=1, n_head=2, d_model=16, d_embed=4, causal=objective == "ar"))
+    with torch.no_grad():
+        model.out.weight.normal_()
+        model.out.bias[128:] = -30.0  # plain ASCII
+        model.out.bias[:32] = -30.0
+        for block in model.blocks:
+            block.attn_gate.fill_(1)
+            block.mlp_gate.fill_(1)
+    save_checkpoint(path, model, config={"objective": objective, "dataset": "toy"}, step=7, tokenizer="bytes", validation={}, command="c",
+                    commit="d")
+    return str(path)
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    flags = ["--ckpt", checkpoint(tmp_path / "dsl.pt"), "--device", "cpu", "--steps", "4"]
+    return parse_args([*flags, "--num_samples", "5", "--batch_size", "2"])
+
+
+def rows(path):
+    return [json.loads(line) for line in open(path)]
+
+
+# ---- conditions --------------------------------------------------------------------------------------------------------------
+
+
+def test_prompt_and_infill_keep_their_text(cfg, tmp_path):
+    for flags, begin, end, length in ((dict(prompt="ab c"), "ab c", "", 16), (dict(infill="xy[MASK*5]z[MASK] q"), "xy", " q", 11)):
+        sampler.main(replace(cfg, out=str(tmp_path / f"{length}.jsonl"), **flags))
+        found = rows(tmp_path / f"{length}.jsonl")
+        assert len(found) == 5 and len({row["text"] for row in found}) > 1
+        for row in found:
+            assert row["text"].startswith(begin) and row["text"].endswith(end) and len(row["ids"]) == length
+            assert max(row["ids"]) < 257 and row["nfe"] <= 4
+    assert all(row["text"][7] == "z" for row in found)
+
+
+def test_longer_texts_come_in_blocks_whose_older_half_is_given(cfg, tmp_path):
+    sampler.main(replace(cfg, length=40, prompt="abc", out=str(tmp_path / "long.jsonl")))
+    for row in rows(tmp_path / "long.jsonl"):
+        assert len(row["ids"]) == 40 and row["text"].startswith("abc") and max(row["ids"]) < 257
+    model, _, cfg = sampler.load_for_sampling(replace(cfg, length=40))
+    starts, before = [], None
+    for state, ids, _ in sample_text(model, [0], cfg, template(cfg, TOK, model)):
+        if state.step == 0:
+            starts.append(state.block)
+            assert before is None or torch.equal(state.x[:, :8], before[:, state.block : state.block + 8])
+            assert before is None or state.given.tolist()[0] == [True] * 8 + [False] * (len(state.given[0]) - 8)
+        before = ids
+    assert starts == [0, 8, 16, 24] and len(before[0]) == 40
+
+
+def test_correct_reads_the_posterior_of_what_it_shows(cfg, capsys):
+    model, _, cfg = sampler.load_for_sampling(replace(cfg, correct="a text"))
+    before, after = sampler.correct(model, TOK, cfg)
+    assert TOK.decode(before) == "a text"
+    clean = sampler.correct(model, TOK, replace(cfg, correct_snr=float("inf")))[1]
+    with torch.no_grad():
+        assert clean == model(model.embed_ids(torch.tensor([before])))[0].argmax(-1).tolist()
+    assert after != clean and sampler.correct(model, TOK, replace(cfg, correct_snr=1e4))[1] == clean
+    sampler.main(cfg)
+    assert "[-" in capsys.readouterr().out
+
+
+# ---- files and processes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATH_NAMES)
+def test_texts_do_not_depend_on_batches(cfg, path, tmp_path):
+    """With a real network another batch groups sums otherwise: an error of 1e-7 flips one draw in some 10^6, and 5 x 16 x 4 are made."""
+    for size in (1, 5):
+        sampler.main(replace(cfg, path=path, batch_size=size, out=str(tmp_path / f"{size}.jsonl")))
+    assert [row["ids"] for row in rows(tmp_path / "1.jsonl")] == [row["ids"] for row in rows(tmp_path / "5.jsonl")]
+
+
+def test_an_unfinished_file_is_gone_on_with(cfg, tmp_path, capsys):
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    sampler.main(replace(cfg, out=str(whole)))
+    torn.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:2]) + b'{"index": 2, "te')  # killed while writing
+    sampler.main(replace(cfg, out=str(torn), batch_size=1))
+    assert "2 are there already" in capsys.readouterr().out
+    assert torn.read_bytes() == whole.read_bytes()
+    sampler.main(replace(cfg, out=str(torn)))
+    assert "5 are there already" in capsys.readouterr().out and torn.read_bytes() == whole.read_bytes()
+    with pytest.raises(Problem, match="other settings"):
+        sampler.main(replace(cfg, out=str(torn), seed=1))
+    assert torn.read_bytes() == whole.read_bytes()
+
+
+def test_torchrun_shares_the_texts_out(cfg, tmp_path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    sampler.main(replace(cfg, out=str(one)))
+    flags = ["--ckpt", cfg.ckpt, "--device", "cpu", "--steps", "4", "--num_samples", "5", "--batch_size", "2", "--out", str(two)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "sampler.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert two.read_bytes() == one.read_bytes() and f"saved {two}" in done.stdout
+
+
+def test_eos_stays_in_the_text(cfg, tmp_path):
+    sampler.main(replace(cfg, infill="<|endoftext|>a[MASK]", out=str(tmp_path / "x.jsonl")))  # typed by hand it is plain text
+    assert rows(tmp_path / "x.jsonl")[0]["ids"][0] == ord("<")
+    model, _, cfg = sampler.load_for_sampling(cfg)
+    given = torch.tensor([256, model.mask_id])
+    *_, state = sample(model, [0], cfg, given=given)
+    assert TOK.decode(state.x[0].tolist()).startswith("<|endoftext|>")
+
+
+def test_trace_holds_every_state(cfg, tmp_path):
+    sampler.main(replace(cfg, path="soft", eta=0.5, trace=str(tmp_path / "trace.jsonl"), out=str(tmp_path / "x.jsonl")))
+    trace = list(read_trace(tmp_path / "trace.jsonl"))
+    assert len(trace) == 5 * (4 + 1) and {row["index"] for row in trace} == set(range(5))
+    final = {row["index"]: row["ids"] for row in trace if row["step"] == 4}
+    assert [final[row["index"]] for row in rows(tmp_path / "x.jsonl")] == [row["ids"] for row in rows(tmp_path / "x.jsonl")]
+    assert {s for row in trace for s in row["snr"]} > {0, float("inf")}
+
+
+def test_watch_prints_plain_lines_when_stdout_is_no_terminal(cfg, capsys):
+    sampler.main(replace(cfg, watch=True, show=0))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[:4].strip().isdigit()]
+    assert len(lines) == 5 and lines[0].endswith("░" * 16) and "░" not in lines[-1]
+
+
+def test_an_autoregressive_checkpoint_samples_left_to_right_without_seeing_the_future(tmp_path):
+    cfg = parse_args(["--ckpt", checkpoint(tmp_path / "ar.pt", "ar"), "--device", "cpu", "--steps", "16", "--temperature", "0"])
+    model, _, cfg = sampler.load_for_sampling(cfg)
+    assert cfg.path == "ar"
+    *_, state = sample(model, [0], cfg)
+    x = torch.empty(1, 0, dtype=torch.long)
+    for _ in range(16):  # greedy decoding, written out
+        seen = torch.cat([torch.tensor([[model.mask_id]]), x], 1)
+        x = torch.cat([x, model(model.embed_ids(seen))[:, -1:].argmax(-1)], 1)
+    assert torch.equal(state.x, x) and state.nfe.item() == 16
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, message", [
+    ("--length 9 --prompt 123456789", "leaves nothing to write of 9"),
+    ("--prompt 12345678901234567890", "has 20 tokens and leaves nothing"),
+    ("--infill a[MASK*99]", "has 100 tokens, the model reads 16"),
+    ("--correct 12345678901234567890", "has 20 tokens, the model reads 16"),
+])
+def test_texts_that_do_not_fit_are_refused(cfg, flags, message):
+    with pytest.raises(Problem, match=message):
+        sampler.main(parse_args(["--ckpt", cfg.ckpt, "--device", "cpu", *flags.split()]))
+
+
+@pytest.mark.parametrize("flags", ["--path posterior", "--path soft", "--path sde", "--path hybrid --then mdlm", "--correct x"])
+def test_paths_that_need_dsl_refuse_an_mdlm_checkpoint(tmp_path, flags):
+    path = checkpoint(tmp_path / "mdlm.pt", "mdlm")
+    with pytest.raises(Problem, match="needs a DSL model and .* was trained by mdlm"):
+        sampler.main(parse_args(["--ckpt", path, "--device", "cpu", *flags.split()]))
+    assert sampler.load_for_sampling(parse_args(["--ckpt", path, "--device", "cpu"]))[2].path == "remdm"
+
+
+def test_an_autoregressive_checkpoint_refuses_other_paths(tmp_path):
+    path = checkpoint(tmp_path / "ar.pt", "ar")
+    for flags in ("--path mdlm --steps 16", "--steps 8", "--infill a[MASK] --steps 16"):
+        with pytest.raises(Problem, match="--path ar --steps 16 and no --infill"):
+            sampler.load_for_sampling(parse_args(["--ckpt", path, "--device", "cpu", *flags.split()]))
+
+
+def test_a_file_that_cannot_be_written_is_one_line(cfg):
+    command = [sys.executable, "sampler.py", "--ckpt", cfg.ckpt, "--out", "/proc/none/x.jsonl"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
