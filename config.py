@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import shlex
@@ -56,10 +57,14 @@ def parse(cls, argv=None, presets=None, description=None):
         parser.error(str(error))
 
 
+@functools.cache
 def provenance():
-    """How a number came about: the command line, and the commit (None outside a git checkout; + marks uncommitted changes)."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
-    return {"command": shlex.join(["python", *sys.argv]), "commit": git.stdout.strip() or None}
+    """How a number came about: the command line, and the commit (None without git; + marks uncommitted changes), as of the first call."""
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        git = None
+    return {"command": shlex.join(["python", *sys.argv]), "commit": git or None}
 
 
 @contextlib.contextmanager
@@ -94,10 +99,7 @@ def optional(module):
 
 
 def run(main):
-    """Call `main()`; a Problem or an operating-system error (disk full, no permission) becomes one line and exit status 1.
-
-    Of several processes that torchrun started, only the first speaks.
-    """
+    """Call `main()`; a Problem or an operating-system error (disk full, no permission) becomes one line and exit status 1."""
     try:
         return main()
     except KeyboardInterrupt:
@@ -106,4 +108,5 @@ def run(main):
         message = str(problem)
     except OSError as error:
         message = f"{error.strerror or error}: {error.filename or 'while writing'}; nothing was overwritten"
-    sys.exit(f"error: {message}" if os.environ.get("RANK", "0") == "0" else 1)
+    rank = os.environ.get("RANK", "0")
+    sys.exit(f"error: {message}" if rank == "0" else f"[process {rank}] error: {message}")

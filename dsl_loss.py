@@ -64,14 +64,14 @@ class SNRMix(NamedTuple):
 
 def is_endpoint(sample, endpoint):
     """Whether a sample is an endpoint sequence: a share `endpoint` of any run of samples, to within one."""
-    return (sample * endpoint) % 1 < endpoint
+    return math.ceil((sample + 1) * endpoint) > math.ceil(sample * endpoint)
 
 
 def endpoint_snr(t, u):
     """A random-order path at a random point: k = floor(t L) clean tokens, t uniform (B,), u (B, L) uniform -> snr (B, L) of 0 and inf."""
     L = u.shape[-1]
     rank = u.argsort(-1).argsort(-1)  # a random permutation of 0..L-1
-    clean = rank < (t.to(u.device) * L).long().clamp(max=L - 1)[:, None]
+    clean = rank < (t * L).long().clamp(max=L - 1).to(u.device)[:, None]
     return torch.zeros_like(u).masked_fill(clean, torch.inf)
 
 
@@ -178,22 +178,24 @@ def snr_grid(t_c, cells=24, top=4.0):
     return t_c * top * torch.linspace(0, 1, cells + 1, dtype=torch.float64) ** 2
 
 
-def diffusion_bound(model, x0, grid, generator):
+def diffusion_bound(model, x0, grid, generators):
     """-log p(x) <= 1/2 int_0^G E|e_x - e_hat(z_t)|^2 dt + E sum_i CE_i(z_G), all tokens at one SNR -> (B,) unbiased estimates.
 
     Each cell of `grid` (from 0 to G) gets one uniform t, so the sum is unbiased for any integrand and any cells: the grid and G must only
-    not depend on the data. Choosing G per example from noisy estimates would bias the bound low.
+    not depend on the data. Choosing G per example from noisy estimates would bias the bound low. `generators` has one per sequence.
     """
     e = F.embedding(x0, model.E)
-    draw = dict(generator=generator, device=x0.device, dtype=e.dtype)
+
+    def draw(kind, *shape):
+        return torch.stack([kind(shape, generator=g, device=x0.device, dtype=e.dtype) for g in generators])
 
     def logits_at(snr):  # (B,) -> (B, L, V)
-        z = add_noise(e, snr[:, None].expand(x0.shape), torch.randn(e.shape, **draw))
+        z = add_noise(e, snr[:, None].expand(x0.shape), draw(torch.randn, *e.shape[1:]))
         return model(model.embed_noisy(z)).to(e.dtype)
 
     total = torch.zeros(len(x0), device=x0.device, dtype=e.dtype)
     for low, high in zip(grid[:-1].tolist(), grid[1:].tolist()):
-        e_hat = logits_at(low + (high - low) * torch.rand(len(x0), **draw)).softmax(-1) @ model.E
+        e_hat = logits_at(low + (high - low) * draw(torch.rand)).softmax(-1) @ model.E
         total += (high - low) / 2 * (e - e_hat).square().sum((1, 2))
     return total + token_ce(logits_at(torch.full_like(total, float(grid[-1]))), x0).sum(1)
 
@@ -202,7 +204,10 @@ SNR_BINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)  # edges in units of t_c, f
 
 
 def ce_by_snr(ce, snr, t_c):
-    """Sort per-token losses by SNR: ce, snr (B, L) -> {"masked", "clean", "0-0.25", ...: (mean, standard error)}, SNRs in units of t_c."""
+    """Sort per-token losses by SNR: ce, snr (B, L) -> {"masked", "clean", "0-0.25", ...: (mean, standard error)}, SNRs in units of t_c.
+
+    The errors take tokens for independent, so they are somewhat too small.
+    """
     bins = {"masked": snr == 0, "clean": snr.isinf()}
     for low, high in zip(SNR_BINS, SNR_BINS[1:]):
         bins[f"{low:g}-{high:g}"] = (snr > low * t_c) & (snr <= high * t_c) & snr.isfinite()

@@ -14,10 +14,21 @@ from config import Problem, optional
 from model import DSL, ModelConfig
 
 
-def fold_modulation(state, prefix, cond, parts):
+def take(state, name, *shape):
+    """Remove a tensor from the state dict; Problem when it is not there or not of this shape (None: any size)."""
+    if name not in state:
+        raise Problem(f"the MDLM checkpoint lacks the tensor backbone.{name}: it is cut off, or of another architecture")
+    tensor = state.pop(name)
+    if tensor.dim() != len(shape) or any(size not in (None, found) for size, found in zip(shape, tensor.shape)):
+        expected = " x ".join(str(size or "any") for size in shape)
+        raise Problem(f"the MDLM checkpoint has backbone.{name} of shape {' x '.join(map(str, tensor.shape))}, not {expected}")
+    return tensor
+
+
+def fold_modulation(state, prefix, cond, C, parts):
     """adaLN with a constant input is `parts` constant vectors (C,): shift, scale (and gate) of each branch."""
     name = f"{prefix}.adaLN_modulation"
-    return F.linear(cond, state.pop(f"{name}.weight"), state.pop(f"{name}.bias")).chunk(parts)
+    return F.linear(cond, take(state, f"{name}.weight", parts * C, len(cond)), take(state, f"{name}.bias", parts * C)).chunk(parts)
 
 
 def mdlm_to_dsl(state, n_head, length, d_embed, **changes):
@@ -28,39 +39,35 @@ def mdlm_to_dsl(state, n_head, length, d_embed, **changes):
     The unit-sphere embeddings E are new, drawn from torch's seed. Raises Problem naming tensors that are missing, left over or misshapen.
     """
     state = {k.removeprefix("backbone."): v.float() for k, v in state.items() if k.startswith("backbone.")}
-    try:
-        table = state.pop("vocab_embed.embedding")
-        V, C = len(table) - 1, table.shape[1]
-        n_layer = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
-        sinusoid = torch.cat([torch.ones(128), torch.zeros(128)])  # cos(0), sin(0)
-        mlp = [state.pop(f"sigma_map.mlp.{i}.{kind}") for i in (0, 2) for kind in ("weight", "bias")]
-        cond = F.silu(F.linear(F.silu(F.linear(sinusoid, mlp[0], mlp[1])), mlp[2], mlp[3]))
-        new = {}
-        for i in range(n_layer):
-            shift1, scale1, gate1, shift2, scale2, gate2 = fold_modulation(state, f"blocks.{i}", cond, 6)
-            theirs = {"norm1.bias": shift1, "norm1.weight": state.pop(f"blocks.{i}.norm1.weight") * (1 + scale1), "attn_gate": gate1,
-                      "norm2.bias": shift2, "norm2.weight": state.pop(f"blocks.{i}.norm2.weight") * (1 + scale2), "mlp_gate": gate2}
-            for ours, name in (("qkv.weight", "attn_qkv.weight"), ("attn_out.weight", "attn_out.weight"), ("mlp_in.weight", "mlp.0.weight"),
-                               ("mlp_in.bias", "mlp.0.bias"), ("mlp_out.weight", "mlp.2.weight"), ("mlp_out.bias", "mlp.2.bias")):
-                theirs[ours] = state.pop(f"blocks.{i}.{name}")
-            new |= {f"blocks.{i}.{name}": tensor for name, tensor in theirs.items()}
-        shift, scale = fold_modulation(state, "output_layer", cond, 2)
-        new |= {"norm.bias": shift, "norm.weight": state.pop("output_layer.norm_final.weight") * (1 + scale),
-                "out.weight": state.pop("output_layer.linear.weight")[:V], "out.bias": state.pop("output_layer.linear.bias")[:V]}
-    except KeyError as error:
-        raise Problem(f"the MDLM checkpoint lacks the tensor backbone.{error.args[0]}: it is cut off, or of another architecture") from None
-    except RuntimeError as error:
-        raise Problem(f"the MDLM checkpoint's conditioning has shapes that do not fit: {str(error).splitlines()[0]}") from None
+    table = take(state, "vocab_embed.embedding", None, None)
+    V, C = len(table) - 1, table.shape[1]
+    n_layer = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    first = take(state, "sigma_map.mlp.0.weight", None, 256)
+    c = len(first)  # width of the conditioning
+    cond = F.linear(torch.cat([torch.ones(128), torch.zeros(128)]), first, take(state, "sigma_map.mlp.0.bias", c))  # cos(0), sin(0)
+    cond = F.silu(F.linear(F.silu(cond), take(state, "sigma_map.mlp.2.weight", c, c), take(state, "sigma_map.mlp.2.bias", c)))
+    new = {}
+    for i in range(n_layer):
+        at = f"blocks.{i}"
+        shift1, scale1, gate1, shift2, scale2, gate2 = fold_modulation(state, at, cond, C, 6)
+        theirs = {"norm1.bias": shift1, "norm1.weight": take(state, f"{at}.norm1.weight", C) * (1 + scale1), "attn_gate": gate1,
+                  "norm2.bias": shift2, "norm2.weight": take(state, f"{at}.norm2.weight", C) * (1 + scale2), "mlp_gate": gate2}
+        for ours, name, *size in (("qkv.weight", "attn_qkv.weight", 3 * C, C), ("attn_out.weight", "attn_out.weight", C, C),
+                                  ("mlp_in.weight", "mlp.0.weight", 4 * C, C), ("mlp_in.bias", "mlp.0.bias", 4 * C),
+                                  ("mlp_out.weight", "mlp.2.weight", C, 4 * C), ("mlp_out.bias", "mlp.2.bias", C)):
+            theirs[ours] = take(state, f"{at}.{name}", *size)
+        new |= {f"{at}.{name}": tensor for name, tensor in theirs.items()}
+    shift, scale = fold_modulation(state, "output_layer", cond, C, 2)
+    new |= {"norm.bias": shift, "norm.weight": take(state, "output_layer.norm_final.weight", C) * (1 + scale),
+            "out.weight": take(state, "output_layer.linear.weight", V + 1, C)[:V],
+            "out.bias": take(state, "output_layer.linear.bias", V + 1)[:V]}
     if left := sorted(set(state) - {"rotary_emb.inv_freq"}):
         raise Problem(f"the MDLM checkpoint has tensors that have no place here: {', '.join(left[:5])}")
     model = DSL(ModelConfig(V, length, n_layer, n_head, C, d_embed, mask_share=0.99, **changes))
     share = model.config.mask_share
     mask_slot = (table[V] - (1 - share) * table[:V].mean(0)) / share  # so that the view of z = 0 is table[V]
     new["view.value"] = torch.cat([table[:V], mask_slot[None]])
-    try:
-        missing = model.load_state_dict(new, strict=False).missing_keys
-    except RuntimeError as error:
-        raise Problem(f"the MDLM checkpoint has tensors of unexpected shape: {str(error).splitlines()[1].strip()}") from None
+    missing = model.load_state_dict(new, strict=False).missing_keys
     assert set(missing) == {"view.raw_E", "view.beta", "view.bias"}
     return model
 
@@ -73,6 +80,14 @@ class _Nothing:
 
     def __setstate__(self, state):
         pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        pass
+
+    extend = append
 
 
 class _TensorsOnly(pickle.Unpickler):
@@ -109,7 +124,9 @@ def read_mdlm(source):
     except Exception:
         raise Problem(f"{path} is not a readable Lightning checkpoint (it should hold a state_dict): fetch it again") from None
     names = [k for k in state if k.startswith("backbone.") and not k.endswith("inv_freq")]
-    average = ckpt["ema"]["shadow_params"] if isinstance(ckpt.get("ema"), dict) else []
-    if len(average) >= len(names):  # MDLM averages the parameters of backbone and noise, in order, and evaluates with that
+    if isinstance(ckpt.get("ema"), dict):  # MDLM averages the parameters of backbone and noise, in order, and evaluates with that
+        average = ckpt["ema"]["shadow_params"]
+        if [p.shape for p in average[: len(names)]] != [state[name].shape for name in names]:
+            raise Problem(f"{path} has averaged weights that do not line up with its own: it is not one of MDLM's")
         state.update(zip(names, average))
     return state

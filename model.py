@@ -155,8 +155,11 @@ class DSL(nn.Module):
 
 
 def pick_device(name=""):
-    """The torch.device called `name`, or the best one there is. Raises Problem for a name that this machine lacks."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The torch.device called `name`; by default CUDA where there is one, else the CPU. Raises Problem for one that this machine lacks.
+
+    mps must be asked for: it has no float64, which sampling draws in.
+    """
+    best = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.zeros(1, device=name or best).device
     except (RuntimeError, AssertionError):
@@ -172,7 +175,10 @@ def autocast(device, dtype="auto"):
 def save_checkpoint(path, model, **state):
     """Write the model's weights and `state` (plain types and tensors) to `path`, atomically. `model` is the raw module, never a wrapper."""
     with whole_file(path) as f:
-        torch.save({"model": model.state_dict(), "model_config": asdict(model.config), **state}, f)
+        try:
+            torch.save({"model": model.state_dict(), "model_config": asdict(model.config), **state}, f)
+        except RuntimeError as error:  # torch's zip writer hides a full disk behind an error of its own
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_checkpoint(path, device="cpu", ema=True):

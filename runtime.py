@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from config import optional, whole_file
+from config import optional, provenance, whole_file
 from model import pick_device
 
 
@@ -19,10 +19,9 @@ def join_ranks(device):
     """Join the processes that torchrun started -> (rank, world size, torch.device); (0, 1, device) without torchrun."""
     if "RANK" not in os.environ:
         return 0, 1, pick_device(device)
+    if device in ("", "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # first of all, or every process would open a context on GPU 0
     device = pick_device(device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), device
 
@@ -34,6 +33,14 @@ def gather(values):
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, values.cpu())
     return torch.cat(parts)
+
+
+def rerun(world):
+    """The command line that goes on with this run."""
+    command, local = provenance()["command"].removesuffix(" --resume") + " --resume", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if local < world:
+        return "your torchrun line on every node, with --resume"
+    return command if world == 1 else command.replace("python", f"torchrun --nproc_per_node={local}", 1)
 
 
 class StopSignal:
@@ -66,10 +73,11 @@ class Log:
         self.path = Path(cfg.out_dir) / "log.jsonl" if run.rank == 0 else None
         self.wandb = None
         if self.path:
-            lines = self.path.read_bytes().splitlines(keepends=True) if run.step and self.path.is_file() else []
+            keep = (run.step or cfg.eval_only) and self.path.is_file()
+            lines = self.path.read_bytes().splitlines(keepends=True) if keep else []
             whole = (line for line in lines if line.endswith(b"\n"))  # a kill may have cut the last one
             with whole_file(self.path) as f:
-                f.writelines(line for line in whole if json.loads(line)["step"] <= run.step)
+                f.writelines(line for line in whole if cfg.eval_only or json.loads(line)["step"] <= run.step)
             if cfg.wandb:
                 self.wandb = optional("wandb").init(project=cfg.wandb, config=asdict(cfg), dir=cfg.out_dir)
 
@@ -125,9 +133,9 @@ def memory_in_use(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def memory_estimate(config, sequences):
+def memory_estimate(config, sequences, endpoint=1.0):
     """Rough GiB of a training step: 20 bytes per parameter (weights, gradient, average, two moments) and, per token of a micro-batch,
-    the activations kept for backward: per layer 34 bytes a channel (bfloat16 with float32 norms), and 8 bytes a vocabulary entry."""
+    what is kept for backward: per layer 34 bytes a channel (bfloat16 with float32 norms), 16 a vocabulary entry, 10 more in the view."""
     params = config.n_layer * 12 * config.d_model**2 + 2 * config.vocab_size * config.d_model
-    per_token = 34 * config.n_layer * config.d_model + 8 * config.vocab_size
+    per_token = 34 * config.n_layer * config.d_model + (16 + 10 * (1 - endpoint)) * config.vocab_size
     return (20 * params + sequences * config.length * per_token) / 2**30

@@ -10,6 +10,7 @@ number of processes changes it (dropout alone is drawn per process).
 
 import contextlib
 import copy
+import itertools
 import math
 import os
 import time
@@ -34,7 +35,7 @@ from dsl_loss import (SNRMix, ar_loss, critical_snr, draw_corruption, dsl_loss, 
                       stratified)
 from mdlm import mdlm_to_dsl, read_mdlm
 from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint
-from runtime import Log, StopSignal, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use, prefetch
+from runtime import Log, StopSignal, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use, prefetch, rerun
 from validate import bits_per_byte, describe, evaluate
 
 LOSSES = {"dsl": dsl_loss, "mdlm": mdlm_loss, "ar": ar_loss}
@@ -97,7 +98,7 @@ def build(cfg, tokens, meta):
     for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_embed", "causal"):
         if getattr(source.config, name) != getattr(config, name):
             raise Problem(f"{cfg.init_from} has {name} {getattr(source.config, name)}, this run {getattr(config, name)}: make them agree")
-    model = DSL(config)
+    model = DSL(replace(source.config, length=cfg.length, dropout=cfg.dropout))
     model.load_state_dict(source.state_dict())
     return model
 
@@ -135,7 +136,8 @@ def wrap(cfg, run):
     if run.world > 1:
         size = len(passes_of(cfg, 0, run.rank, run.world)[0])
         only_endpoints = cfg.objective == "dsl" and size * (1 - cfg.endpoint) < 1  # some passes then give E no gradient
-        objective = nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True, find_unused_parameters=only_endpoints)
+        objective = nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True,
+                                                        find_unused_parameters=only_endpoints)
     return objective
 
 
@@ -203,20 +205,20 @@ def save(cfg, run, step, scores):
             old.unlink()
 
 
-def update(cfg, run, objective, passes, step):
-    """Optimiser step `step` over the batches `passes` -> their mean (loss, bound) (2,), and whether the gradient was finite; if not,
+def update(cfg, run, objective, batches, step):
+    """Optimiser step `step` over the next of `batches` -> their mean (loss, bound) (2,), and whether the gradient was finite; if not,
     nothing has changed."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step)
-    total, n = 0, len(passes)
-    for i, (x0, *noise) in enumerate(passes):
+    seen, n = [], len(passes_of(cfg, step, run.rank, run.world))
+    for i, (x0, *noise) in enumerate(itertools.islice(batches, n)):
         if cfg.dropout:
             torch.manual_seed(keyed_generator("cpu", cfg.seed, "dropout", step, run.rank, i).initial_seed())
-        alone = objective.no_sync() if run.world > 1 and i < n - 1 else contextlib.nullcontext()  # sync once per step
-        with alone, autocast(run.device, cfg.dtype):
-            loss, bound = objective(x0, *noise)
+        with objective.no_sync() if run.world > 1 and i < n - 1 else contextlib.nullcontext():  # sync once per step
+            with autocast(run.device, cfg.dtype):
+                loss, bound = objective(x0, *noise)
             (loss / n).backward()
-        total = total + torch.stack([loss.detach(), bound]) / n
+        seen.append(torch.stack([loss.detach(), bound]))
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), cfg.clip)
     good = math.isfinite(norm.item())  # the same on every rank, for gradients are averaged by now
     if good:
@@ -225,7 +227,7 @@ def update(cfg, run, objective, passes, step):
         with torch.no_grad():
             torch._foreach_lerp_(list(run.ema.parameters()), list(run.model.parameters()), 1 - decay)
     run.optimizer.zero_grad()
-    return total, good
+    return torch.stack(seen).nanmean(0), good  # a pass without endpoint sequences has no bound
 
 
 def report(cfg, run, log, bar, seen, step, seconds):
@@ -255,13 +257,13 @@ def show_samples(cfg, run, bar, step):
 
 def train(cfg, run, log):
     """From the checkpoint's step to max_steps, or to a signal: update, average, and every so often look, evaluate and save."""
-    objective, passes = wrap(cfg, run), len(passes_of(cfg, 0, run.rank, run.world))
+    objective, path = wrap(cfg, run), Path(cfg.out_dir) / "ckpt.pt"
     plan = (part for step in range(run.step, cfg.max_steps) for part in passes_of(cfg, step, run.rank, run.world))
     batches = prefetch(lambda part: batch(cfg, part, run.tokens, run.meta, run.device), plan)
-    seen, clock, scores, skipped, path = [], time.time(), run.scores, 0, Path(cfg.out_dir) / "ckpt.pt"
+    seen, clock, scores, skipped = [], time.time(), run.scores, 0
     with StopSignal() as stop, tqdm(total=cfg.max_steps, initial=run.step, desc="training", mininterval=1, disable=run.rank > 0) as bar:
         for step in range(run.step, cfg.max_steps):
-            losses, good = update(cfg, run, objective, [next(batches) for _ in range(passes)], step)
+            losses, good = update(cfg, run, objective, batches, step)
             if good:
                 seen.append(losses)
             else:
@@ -277,18 +279,20 @@ def train(cfg, run, log):
             if last or done % cfg.log_every == 0:
                 report(cfg, run, log, bar, seen, done, time.time() - clock)
                 seen, clock = [], time.time()
+            if run.rank == 0 and (last or done % cfg.save_every == 0):
+                save(cfg, run, done, scores)  # before the evaluation, lest that fails
             if done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0:
                 scores = evaluate_now(cfg, run, log, bar.write, done)
                 clock = time.time()
+                if run.rank == 0 and done == cfg.max_steps:
+                    save(cfg, run, done, scores)
             if cfg.sample_every and done % cfg.sample_every == 0 and run.rank == 0:
                 show_samples(cfg, run, bar, done)
-            if run.rank == 0 and (last or done % cfg.save_every == 0):
-                save(cfg, run, done, scores)
             if told:
                 break
     if run.rank == 0:
-        print(f"saved {path} at step {done:,}; " + (f"stopped by {stop.received}, go on with: {rerun(run.world)}" if done < cfg.max_steps
-                                                    else f"sample from it with: python sampler.py --ckpt {path}"))
+        print(f"saved {path} at step {done:,}; " + (f"sample from it with: python sampler.py --ckpt {path}" if done == cfg.max_steps else
+                                                    f"stopped by {stop.received or 'a signal'}, go on with: {rerun(run.world)}"))
 
 
 def evaluate_now(cfg, run, log, say, step):
@@ -300,50 +304,43 @@ def evaluate_now(cfg, run, log, say, step):
     return scores
 
 
-def rerun(world):
-    """The command line that goes on with this run."""
-    command = provenance()["command"].removesuffix(" --resume") + " --resume"
-    return command if world == 1 else command.replace("python", f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", 1)
-
-
-def dry_run(cfg, world):
+def dry_run(cfg, world, say):
     """Print what a run would be and cost; it needs no data, only the size of the vocabulary."""
     try:
         V = load_meta(cfg.dataset, cfg.data_dir)["vocab_size"]
     except Problem:
         V = {"pydocs": 257, "text8": 27}.get(cfg.dataset, 50_257)
-        print(f"{cfg.dataset} is not prepared yet: assuming V = {V:,}")
+        say(f"{cfg.dataset} is not prepared yet: assuming V = {V:,}")
     with torch.device("meta"):
         model = DSL(shape(cfg, V))
     per_pass = len(passes_of(cfg, 0, 0, world)[0])
     flops, size = flops_per_token(model.config, endpoint_share(cfg)), sum(p.numel() for p in model.parameters())
-    print(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters, {cfg.batch_size * cfg.length:,} tokens per step, in passes of {per_pass} "
-          f"sequences on {world} process(es)\n{flops:.3g} FLOPs per token, {cfg.max_steps * cfg.batch_size * cfg.length:.3g} tokens in all\n"
-          f"about {memory_estimate(model.config, per_pass):.1f} GiB per process")
+    step = cfg.batch_size * cfg.length
+    say(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters; {step:,} tokens per step, in passes of {per_pass} sequences on {world} "
+          f"process(es)\n{flops:.3g} FLOPs per token, {cfg.max_steps * step:.3g} tokens in all\n"
+          f"about {memory_estimate(model.config, per_pass, endpoint_share(cfg)):.1f} GiB per process")
 
 
 def main(cfg):
     rank, world, device = join_ranks(cfg.device)
-    try:
-        if cfg.dry_run:
-            return dry_run(cfg, world)
-        run = start(cfg, rank, world, device)
-        if rank == 0:
-            size = sum(p.numel() for p in run.model.parameters())
-            print(f"{cfg.objective} on {cfg.dataset} ({len(run.tokens):,} {run.meta['tokenizer']} tokens): {size:,} parameters from "
-                  f"{cfg.init_from}, {cfg.batch_size * cfg.length:,} tokens per step, steps {run.step:,} to {cfg.max_steps:,}, "
-                  f"on {world} x {device}, into {cfg.out_dir}", flush=True)
-        log = Log(cfg, run)
-        if cfg.eval_only:
-            evaluate_now(cfg, run, log, print, run.step)
-        elif run.step >= cfg.max_steps:
-            print(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
-        else:
-            log.write(run.step, config=asdict(cfg), device=str(device), processes=world, torch=torch.__version__, **provenance())
-            train(cfg, run, log)
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
+    say = print if rank == 0 else lambda *_, **__: None
+    if cfg.dry_run:
+        return dry_run(cfg, world, say)
+    run = start(cfg, rank, world, device)
+    size = sum(p.numel() for p in run.model.parameters())
+    say(f"{cfg.objective} on {cfg.dataset} ({len(run.tokens):,} {run.meta['tokenizer']} tokens): {size:,} parameters from {cfg.init_from}, "
+        f"{cfg.batch_size * cfg.length:,} tokens per step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into "
+        f"{cfg.out_dir}", flush=True)
+    log = Log(cfg, run)
+    if cfg.eval_only:
+        evaluate_now(cfg, run, log, say, run.step)
+    elif run.step >= cfg.max_steps:
+        say(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
+    else:
+        log.write(run.step, config=asdict(cfg), device=str(device), processes=world, torch=torch.__version__, **provenance())
+        train(cfg, run, log)
+    if dist.is_initialized():  # not after an error: it would wait for the others
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

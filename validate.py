@@ -16,7 +16,7 @@ def bits_per_byte(meta, split, nats_per_token):
     return nats_per_token / math.log(2) * meta[split]["tokens"] / meta[split]["bytes"]
 
 
-def per_window(name, term, windows, rank, world, device, batch=64):
+def per_window(name, term, windows, rank, world, device, batch):
     """term(x0 (B, L), their numbers) -> (B, ...), over this rank's share of `windows`, gathered from all ranks -> (N, ...)."""
     mine = range(rank, len(windows), world)
     parts = [mine[i : i + batch] for i in range(0, len(mine), batch)]
@@ -35,10 +35,9 @@ def evaluate(cfg, model, meta, device, rank=0, world=1):
     windows = torch.from_numpy(val_windows(load_tokens(cfg.dataset, "val", cfg.data_dir), cfg.length, cfg.eval_windows, eos))
     t_c, scores = critical_snr(meta["vocab_size"]), {}
 
-    corrupt = SNRMix(endpoint=0.0, median=cfg.snr_median, sigma=cfg.snr_sigma)
 
     def share(term, rows, name):
-        return per_window(name, term, rows, rank, world, device)
+        return per_window(name, term, rows, rank, world, device, min(64, cfg.micro_batch or 64))
 
     def in_bits(nats):
         return mean_and_stderr(bits_per_byte(meta, "val", nats / cfg.length))
@@ -47,14 +46,18 @@ def evaluate(cfg, model, meta, device, rank=0, world=1):
         return {"nll": in_bits(share(lambda x0, _: token_ce(ar_logits(model, x0), x0).sum(1), windows, "likelihood"))}
     scores = {
         "roar": in_bits(share(lambda x0, n: roar_bound(model, x0, "val", n), windows, "random-order bound")),
-        "diffusion": in_bits(share(lambda x0, n: diffusion_bound(model, x0, snr_grid(t_c), keyed_generator(device, "val", n[0])),
+        "diffusion": in_bits(share(lambda x0, n: diffusion_bound(model, x0, snr_grid(t_c), [keyed_generator(device, "val", i) for i in n]),
                                    windows[::16], "diffusion bound")),
     }
     if cfg.objective == "dsl":
 
         def ce_and_snr(x0, numbers):
-            snr, eps = draw_corruption("val", numbers, cfg.length, cfg.d_embed, t_c, corrupt, device)
-            return torch.stack([dsl_ce(model, x0, snr, eps), snr], 1)
+            both = []
+            for endpoint in (1.0, 0.0):
+                mix = SNRMix(endpoint, cfg.common, cfg.snr_median, cfg.snr_sigma)
+                snr, eps = draw_corruption("val", numbers, cfg.length, cfg.d_embed, t_c, mix, device)
+                both.append(torch.stack([dsl_ce(model, x0, snr, eps), snr], 1))
+            return torch.cat(both)
 
         scores["by_snr"] = ce_by_snr(*share(ce_and_snr, windows[::4], "loss by SNR").unbind(1), t_c)
     return scores

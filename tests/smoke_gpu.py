@@ -41,8 +41,11 @@ def main(flags, results=ROOT / "results", tokens=20_000_000):
             rows = [json.loads(line) for line in open(f"{work}/{preset}/log.jsonl")]
             losses = [row["loss"] for row in rows if "loss" in row]
             shutil.copy(f"{work}/{preset}/log.jsonl", results / f"gpu_{preset}.jsonl")
-            fell = "fell" if losses[-1] < losses[0] else "did NOT fall"
-            print(f"{preset}: the loss {fell}, {losses[0]:.3f} -> {losses[-1]:.3f}; saved {results}/gpu_{preset}.jsonl")
+            few = max(1, len(losses) // 4)
+            first, last = np.mean(losses[:few]), np.mean(losses[-few:])
+            print(f"{preset}: loss {first:.3f} -> {last:.3f}; saved {results}/gpu_{preset}.jsonl")
+            if preset == "owt" and last >= first:  # MDLM's weighted loss may take longer than 200 steps to leave the unigram plateau
+                sys.exit("the loss did not fall")
 
 
 if __name__ == "__main__":

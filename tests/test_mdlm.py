@@ -1,5 +1,6 @@
 """Importing MDLM: the fixture is a tiny random checkpoint in MDLM's own format, with the logits of MDLM's own network."""
 
+import collections
 import json
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def test_the_view_at_snr_0_is_mdlms_mask():
     (lambda s: s.pop("backbone.blocks.1.mlp.0.bias"), "lacks the tensor backbone.blocks.1.mlp.0.bias"),
     (lambda s: s.pop("backbone.output_layer.linear.weight"), "lacks the tensor backbone.output_layer.linear.weight"),
     (lambda s: s.update({"backbone.blocks.0.extra": torch.zeros(2)}), "no place here: blocks.0.extra"),
-    (lambda s: s.update({"backbone.blocks.0.attn_out.weight": torch.zeros(64, 63)}), "unexpected shape: .*blocks.0.attn_out.weight"),
-    (lambda s: s.update({"backbone.sigma_map.mlp.0.weight": torch.zeros(16, 99)}), "shapes that do not fit"),
+    (lambda s: s.update({"backbone.blocks.0.attn_out.weight": torch.zeros(64, 63)}), "attn_out.weight of shape 64 x 63, not 64 x 64"),
+    (lambda s: s.update({"backbone.sigma_map.mlp.0.weight": torch.zeros(16, 9)}), "sigma_map.mlp.0.weight of shape 16 x 9, not any"),
+    (lambda s: s.update({"backbone.vocab_embed.embedding": torch.zeros(9)}), "vocab_embed.embedding of shape 9, not any x any"),
+    (lambda s: s.update({"backbone.output_layer.linear.bias": torch.zeros(105)}), "linear.bias of shape 105, not 101"),
     (lambda s: s.clear(), "lacks the tensor backbone.vocab_embed.embedding"),
 ])
 def test_a_checkpoint_that_does_not_fit_is_named(change, message):
@@ -62,12 +65,15 @@ def test_lightning_checkpoint_gives_its_average_and_runs_nobodys_code(tmp_path):
     """Such a file also pickles a configuration and a tokenizer, whose classes are not here and must not be called."""
     raw = state()
     average = [tensor + 1 for name, tensor in raw.items() if not name.endswith("inv_freq")]
-    config = ModelConfig(1, 2, 3, 4, 5, 6)  # stands for a foreign class
+    config = [ModelConfig(1, 2, 3, 4, 5, 6), collections.deque([1]), collections.Counter("ab")]  # stand for foreign classes
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": raw, "ema": {"decay": 0.9999, "shadow_params": average}, "hyper_parameters": {"config": config}}, path)
     read = read_mdlm(str(path))
     assert read.keys() == raw.keys()
     assert all(torch.equal(read[name], raw[name] + (0 if name.endswith("inv_freq") else 1)) for name in raw)
+    torch.save({"state_dict": raw, "ema": {"shadow_params": average[1:]}}, path)
+    with pytest.raises(Problem, match="do not line up"):
+        read_mdlm(str(path))
     torch.save({"state_dict": raw}, path)
     assert all(torch.equal(tensor, raw[name]) for name, tensor in read_mdlm(str(path)).items())
 

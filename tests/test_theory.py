@@ -16,6 +16,10 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def gens(n, seed=0):
+    return [keyed_generator("cpu", seed, i) for i in range(n)]
+
+
 def within(values, truth):
     """The mean of independent values is `truth` to within Z standard errors."""
     mean, stderr = mean_and_stderr(values)
@@ -69,6 +73,9 @@ def test_snr_mix_has_the_stated_shares_median_and_width():
     mix = SNRMix(endpoint=0.25, common=0.5, median=0.9, sigma=1.2)
     assert [is_endpoint(s, 0.25) for s in range(6)] == [True, False, False, False, True, False]
     assert all(is_endpoint(s, 1.0) and not is_endpoint(s, 0.0) for s in range(9))
+    for share in (0.1, 0.3, 0.5, 0.6, 0.95):
+        for start in (0, 977, 10**7):
+            assert abs(sum(is_endpoint(s, share) for s in range(start, start + 100)) - 100 * share) <= 1
     u, n = keyed_draws(0, range(4000), 16, 1)
     snr = lognormal_snr(u[:, 0], n[..., 0], mix, t_c=10.0)
     common = (snr == snr[:, :1]).all(1)
@@ -208,7 +215,7 @@ def test_diffusion_bound_at_large_G_is_the_likelihood():
     grid = snr_grid(critical_snr(3), cells=24, top=20)
     for index in (0, 4, 8):
         x0 = toy.sequences[index].expand(4000, 2)
-        values = diffusion_bound(toy, x0, grid, gen(index))
+        values = diffusion_bound(toy, x0, grid, gens(len(x0), index))
         assert within(values, -toy.log_p[index].item()) and mean_and_stderr(values)[1] < 0.02
 
 
@@ -216,15 +223,15 @@ def test_diffusion_bound_never_falls_below_the_entropy():
     toy, x0 = ExactDenoiser(), ExactDenoiser().draw(8000)
     gaps = []
     for top in (0.01, 0.3, 1.0, 4.0):
-        mean, stderr = mean_and_stderr(diffusion_bound(toy, x0, snr_grid(critical_snr(3), 12, top), gen()) - toy.entropy)
+        mean, stderr = mean_and_stderr(diffusion_bound(toy, x0, snr_grid(critical_snr(3), 12, top), gens(len(x0))) - toy.entropy)
         assert mean > -Z * stderr
         gaps.append(mean)
     marginal = sum(-(m * m.log()).sum() for m in toy(toy.embed_ids(torch.full((1, 2), 3)))[0].exp())
     assert gaps[0] == pytest.approx((marginal - toy.entropy).item(), abs=0.05)  # at G = 0 all is reconstruction, factorised
     assert gaps[0] > gaps[-1] + 0.05
     wrong = ExactDenoiser(wrong=0.5)
-    difference = diffusion_bound(wrong, x0, snr_grid(critical_snr(3)), gen()) - diffusion_bound(toy, x0, snr_grid(critical_snr(3)), gen())
-    mean, stderr = mean_and_stderr(difference)  # the same draws, so only the denoiser differs
+    bounds = [diffusion_bound(model, x0, snr_grid(critical_snr(3)), gens(len(x0))) for model in (wrong, toy)]
+    mean, stderr = mean_and_stderr(bounds[0] - bounds[1])  # the same draws, so only the denoiser differs
     assert mean > Z * stderr
 
 
