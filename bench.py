@@ -44,6 +44,7 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 import torch
 
 from model import pick_device
+from paths import PATHS
 from sampler_config import parse_args as sampling_args
 from state import State
 
@@ -92,7 +93,7 @@ def timed(step, repeats, device):
 
 @torch.no_grad()
 def sample(cfg, device):
-    """Head, nucleus and draw of one step, and what a step costs that also decides where to draw."""
+    """Head, nucleus and draw of one step, with the choice of where to draw. `posterior` also reads the head at the revealed half."""
     model = Head(cfg, device)
     sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps)])
     given = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device)
@@ -103,21 +104,31 @@ def sample(cfg, device):
         up = state.uniform("jump") < 1 / cfg.steps
         state.observe(up, torch.full_like(state.snr, torch.inf))
 
+    def posterior(i):
+        state = State(model, range(cfg.batch_size), sampling, given)
+        state.step = i
+        half = state.uniform("half") < 0.5
+        state.x[half] = 0
+        state.move(half, torch.full_like(state.snr, torch.inf))
+        target = PATHS["posterior"](state, cfg.steps // 2, cfg.steps)
+        state.observe(target > state.snr, target)
+
     def obvious(i):
         obvious_draw(model, model.features.flatten(0, 1), cfg.top_p)
 
-    return {"ours": timed(ours, 3 * cfg.repeats, device), "obvious": timed(obvious, cfg.repeats, device)}
+    return {"ours": timed(ours, 3 * cfg.repeats, device), "posterior": timed(posterior, cfg.repeats, device),
+            "obvious": timed(obvious, cfg.repeats, device)}
 
 
 def main(cfg):
     device = pick_device(cfg.device)
     print(f"one step of {cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, T = {cfg.steps}, on {device}", flush=True)
     result = sample(cfg, device)
-    ratio = result["obvious"]["median_s"] / result["ours"]["median_s"]
+    ratio = {name: result["obvious"]["median_s"] / result[name]["median_s"] for name in ("ours", "posterior")}
     for name, times in result.items():
         low, high = times["quartiles_s"]
         print(f"{name:10} {1000 * times['median_s']:10.2f} ms   quartiles {1000 * low:.2f} to {1000 * high:.2f}")
-    print(f"ratio      {ratio:10.1f}")
+    print(f"obvious / ours {ratio['ours']:.1f}, obvious / posterior {ratio['posterior']:.1f}")
     if cfg.out:
         about = {"processor": platform.processor() or platform.machine(), "device": str(device), "threads": torch.get_num_threads(),
                  "torch": torch.__version__}

@@ -59,12 +59,16 @@ def parse(cls, argv=None, presets=None, description=None):
 
 @functools.cache
 def provenance():
-    """How a number came about: the command line, and the commit (None without git; + marks uncommitted changes), as of the first call."""
+    """How a number came about: the command line, and the commit, as of the first call. None without git; + marks uncommitted changes
+    outside results/, which a run may be writing."""
+    def git(*args):
+        return subprocess.run(["git", *args], capture_output=True, text=True, check=False).stdout.strip()
+
     try:
-        git = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False).stdout.strip()
+        commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "-uno", "--", ".", ":!results")
     except FileNotFoundError:
-        git = None
-    return {"command": shlex.join(["python", *sys.argv]), "commit": git or None}
+        commit, changes = "", ""
+    return {"command": shlex.join(["python", *sys.argv]), "commit": commit + "+" * bool(changes) if commit else None}
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def remdm_cap(state, j, T):
 
 
 def remdm_rescale(state, j, T):
-    """ReMDM-rescale: with probability eta r_max."""
+    """ReMDM-rescale: with probability eta r_max; eta 0.04 unless given."""
     return jump(state, j / T, (j + 1) / T, (state.cfg.eta or 0.04) * limit(j / T, (j + 1) / T))
 
 
@@ -64,7 +64,7 @@ def remdm_loop(state, j, T, t_on=0.55, t_off=0.05, alpha_on=0.9):
 
 
 def remdm(state, j, T):
-    """ReMDM as published: cap with eta 0.04 for fewer steps than tokens, else loop with eta 0.02."""
+    """ReMDM as published: cap with eta 0.04 for fewer steps than tokens (of the block, in a long text), else loop with eta 0.02."""
     return (remdm_cap if T < state.x.shape[1] else remdm_loop)(state, j, T)
 
 
@@ -78,27 +78,30 @@ def forward_backward(state, j, T):
 # ---- the same number of remasks, but chosen ----------------------------------------------------------------------------------
 
 
-def doubtful(state, j, T, p, floor=0.0):
-    """Forget as many tokens as ReMDM-cap would, in proportion to (1 - p)^gamma for confidences p (B, L); eta is R / T by default."""
+def doubtful(state, j, T, confidence, floor=0.0):
+    """Forget as many tokens as ReMDM-cap would, in proportion to (1 - p)^gamma for p (B, L) = confidence(); eta is R / T by default."""
     r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
-    doubt = state.revealed * (1 - p).clamp(min=1e-9) ** state.cfg.gamma
-    share = doubt / doubt.sum(1, keepdim=True).clamp(min=1e-30)
+    if r == 0 or not state.revealed.any():  # the last step: nothing to ask the network
+        return jump(state, j / T, (j + 1) / T, r)
+    doubt = state.cfg.gamma * (1 - confidence()).clamp(min=1e-9).log()
+    some = state.revealed.any(1, keepdim=True)
+    share = doubt.masked_fill(~state.revealed, -torch.inf).masked_fill(~some, 0.0).softmax(1)
     return jump(state, j / T, (j + 1) / T, r, (r * state.revealed.sum(1, keepdim=True) * share).clamp(max=1), floor)
 
 
 def posterior(state, j, T):
     """By the denoiser's present p(token | text). A DSL network has learned to score tokens that it is shown, so this costs no call."""
-    return doubtful(state, j, T, state.confidence())
+    return doubtful(state, j, T, state.confidence)
 
 
 def soft(state, j, T):
     """As `posterior`, but a doubtful token keeps evidence at the SNR soft_snr t_c, until it is observed again."""
-    return doubtful(state, j, T, state.confidence(), state.cfg.soft_snr * state.t_c)
+    return doubtful(state, j, T, state.confidence, state.cfg.soft_snr * state.t_c)
 
 
 def recorded(state, j, T):
     """By the confidence that the token had when it was drawn: the same budget for a model that cannot score what it is shown."""
-    return doubtful(state, j, T, state.recorded)
+    return doubtful(state, j, T, lambda: state.recorded)
 
 
 # ---- in an order: a token that is revealed stays -----------------------------------------------------------------------------

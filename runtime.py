@@ -15,13 +15,18 @@ from config import optional, provenance, whole_file
 from model import pick_device
 
 
+def local_device(name):
+    """The torch.device called `name`; of several processes that torchrun started on a node, each takes its own GPU."""
+    if "LOCAL_RANK" in os.environ and name in ("", "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # first of all, or every process would open a context on GPU 0
+    return pick_device(name)
+
+
 def join_ranks(device):
     """Join the processes that torchrun started -> (rank, world size, torch.device); (0, 1, device) without torchrun."""
+    device = local_device(device)
     if "RANK" not in os.environ:
-        return 0, 1, pick_device(device)
-    if device in ("", "cuda") and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # first of all, or every process would open a context on GPU 0
-    device = pick_device(device)
+        return 0, 1, device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), device
 

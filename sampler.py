@@ -28,10 +28,11 @@ CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # bef
 import torch
 from tqdm import tqdm
 
-from data import tokenizer, word_report
+from data import encode, sha256, tokenizer, word_report
 from dsl_loss import critical_snr
-from model import load_checkpoint, pick_device
+from model import load_checkpoint
 from paths import PATHS
+from runtime import local_device
 from show import Screen, Trace, diff
 from state import State
 
@@ -48,9 +49,10 @@ def sample(model, samples, cfg, path=None, given=None, block=0, kind=State):
     that stay and the mask where to write; default cfg.length masks. What is not clean after T steps is read off by argmax.
     `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use: *_, state = sample(...); state.x.
     """
-    rule = PATHS[path or cfg.path] if isinstance(path or cfg.path, str) else path
+    path = path or cfg.path or "posterior"
+    rule = PATHS[path] if isinstance(path, str) else path
     if given is None:
-        given = torch.full((cfg.length,), model.mask_id, device=model.E.device)
+        given = torch.full((cfg.length or model.config.length,), model.mask_id, device=model.E.device)
     state = kind(model, samples, cfg, given.expand(len(samples), -1), block)
     yield state
     for j in range(cfg.steps):
@@ -69,7 +71,7 @@ def sample(model, samples, cfg, path=None, given=None, block=0, kind=State):
 
 def load_for_sampling(cfg):
     """The checkpoint's model, its dict, and cfg with path, steps and length settled. Raises Problem when they do not fit together."""
-    model, ckpt = load_checkpoint(cfg.ckpt, pick_device(cfg.device))
+    model, ckpt = load_checkpoint(cfg.ckpt, local_device(cfg.device))
     V, L, objective = tokenizer(ckpt["tokenizer"]).n_vocab, model.config.length, ckpt["config"]["objective"]
     if V != model.config.vocab_size:
         raise Problem(f"{cfg.ckpt} predicts {model.config.vocab_size} tokens, its tokenizer {ckpt['tokenizer']} has {V}: train it again")
@@ -91,13 +93,13 @@ def template(cfg, tok, model):
     if cfg.infill:
         at = 0
         for hole in MASK.finditer(cfg.infill):
-            ids += tok.encode_ordinary(cfg.infill[at : hole.start()]) + [mask] * int(hole[1] or 1)
+            ids += encode(tok, cfg.infill[at : hole.start()]) + [mask] * int(hole[1] or 1)
             at = hole.end()
-        ids += tok.encode_ordinary(cfg.infill[at:])
+        ids += encode(tok, cfg.infill[at:])
         if len(ids) > L:
             raise Problem(f"--infill has {len(ids)} tokens, the model reads {L}: shorten the text or its masks")
         return torch.tensor(ids, device=model.E.device)
-    ids = tok.encode_ordinary(cfg.prompt)
+    ids = encode(tok, cfg.prompt)
     if len(ids) >= min(L, cfg.length):
         raise Problem(f"--prompt has {len(ids)} tokens and leaves nothing to write of {min(L, cfg.length)}: shorten it")
     return torch.tensor(ids + [mask] * (cfg.length - len(ids)), device=model.E.device)
@@ -109,7 +111,7 @@ def sample_text(model, batch, cfg, ids):
     Yields (state, ids (B, N), calls (B,)): the block's state, and all that has been written and spent so far.
     """
     L, ids, spent = model.config.length, ids.expand(len(batch), -1).clone(), 0
-    for start in range(0, max(1, ids.shape[1] - L + L // 2), L // 2):
+    for start in range(0, max(1, ids.shape[1] - L + L // 2), max(1, L // 2)):
         for state in sample(model, batch, cfg, given=ids[:, start : start + L], block=start):
             here = ids.clone()
             here[:, start : start + L] = state.x
@@ -123,7 +125,7 @@ def correct(model, tok, cfg):
     The evidence is the channel's mean, without its noise, so that the answer is one and not a draw. Clean tokens (inf) are hardly ever
     overruled: training has never shown a wrong one.
     """
-    ids = tok.encode_ordinary(cfg.correct)
+    ids = encode(tok, cfg.correct)
     if len(ids) > model.config.length:
         raise Problem(f"--correct has {len(ids)} tokens, the model reads {model.config.length}: correct it in pieces")
     x = torch.tensor([ids], device=model.E.device)
@@ -136,52 +138,67 @@ def correct(model, tok, cfg):
 class Writer:
     """The --out file: a line per text as it comes, from any number of processes; sorted at the end.
 
-    Lines carry a hash of the settings, so that an unfinished file is gone on with and another one is not touched (Problem).
+    Lines carry a hash of settings and checkpoint, so that an unfinished file is gone on with and any other is not touched (Problem).
     """
 
-    def __init__(self, cfg, step):
+    def __init__(self, cfg, device):
         self.path, self.done = cfg.out, set()
+        if not self.path:
+            return
         ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir")
         settings = {name: value for name, value in asdict(cfg).items() if name not in ignored}
-        self.key = hashlib.sha256(json.dumps([settings, step]).encode()).hexdigest()[:8]
-        for row in self.rows() if self.path and os.path.exists(self.path) else ():
+        self.key = hashlib.sha256(json.dumps([settings, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        open(self.path, "ab").close()
+        for row in self.rows():
             if row.get("settings") != self.key:
                 raise Problem(f"{self.path} holds texts of other settings or another checkpoint: choose another --out, or delete it")
             self.done.add(row["index"])
 
     def rows(self):
-        """The lines of the file, but for one that a kill has cut off."""
-        found = []
+        """The lines of the file, but for those that a kill has cut off."""
+        found, head = [], b'{"index": '
         with open(self.path, "rb") as f:
             for line in f:
+                if not line.startswith(head[: len(line.rstrip(b"\n"))]):
+                    raise Problem(f"{self.path} was not written by sampler.py: choose another --out")
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
         return found
 
+    @contextlib.contextmanager
+    def locked(self):
+        """The file, open for appending, with no other process writing it."""
+        while True:
+            with open(self.path, "ab+") as f:
+                fcntl.flock(f, fcntl.LOCK_EX)
+                if os.fstat(f.fileno()).st_ino == os.stat(self.path).st_ino:  # else another process has just replaced it
+                    yield f
+                    return
+
     def write(self, rows):
         if self.path:
-            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            with open(self.path, "ab+") as f:
-                fcntl.flock(f, fcntl.LOCK_EX)  # one process at a time
+            with self.locked() as f:
                 f.seek(max(0, f.seek(0, os.SEEK_END) - 1))
                 torn = f.read(1) not in (b"", b"\n")
                 f.write(b"\n" * torn + b"".join(json.dumps({**row, "settings": self.key}).encode() + b"\n" for row in rows))
 
     def finish(self, total):
-        """Sort the file once all texts are there -> its rows, or None while other processes are still at work."""
-        with open(self.path, "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Sort the file once all texts are there -> the first `total` rows, or None while other processes are still at work."""
+        with self.locked():
             rows = {row["index"]: row for row in self.rows()}
-            if len(rows) < total:
+            if not all(i in rows for i in range(total)):
                 return None
             with whole_file(self.path) as f:
                 f.writelines(json.dumps(rows[i]).encode() + b"\n" for i in sorted(rows))
-            return [rows[i] for i in sorted(rows)]
+            return [rows[i] for i in range(total)]
 
 
 def generate(cfg, model, tok, given, writer, rank, world):
     """Write all texts of this process's share, batch by batch; yields their rows."""
     todo = [i for i in range(rank, cfg.num_samples, world) if i not in writer.done]
+    if cfg.trace and writer.done and todo:
+        raise Problem(f"--trace {cfg.trace} would lose the texts that are done already: leave it out, or delete {cfg.out} and start anew")
     batches = [todo[i : i + cfg.batch_size] for i in range(0, len(todo), cfg.batch_size)]
     with contextlib.ExitStack() as stack:
         where = f"{cfg.trace}.{rank}" if world > 1 else cfg.trace  # a file per process
@@ -202,11 +219,13 @@ def generate(cfg, model, tok, given, writer, rank, world):
 
 def main(cfg):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if cfg.report and world > 1 and not cfg.out:
+        raise Problem("--report of several processes needs --out, where their texts come together")
     model, ckpt, cfg = load_for_sampling(cfg)
     tok, start = tokenizer(ckpt["tokenizer"]), time.time()
     if cfg.correct:
-        return print(diff(*correct(model, tok, cfg), tok, sys.stdout.isatty()))
-    ids, writer = template(cfg, tok, model), Writer(cfg, ckpt["step"])
+        return print(diff(*correct(model, tok, cfg), tok, sys.stdout.isatty())) if rank == 0 else None
+    ids, writer = template(cfg, tok, model), Writer(cfg, model.E.device)
     if rank == 0:
         print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} {ckpt['tokenizer']} tokens, path {cfg.path}, "
               f"T = {cfg.steps}, top_p {cfg.top_p}, on {world} x {model.E.device}; {len(writer.done)} are there already", flush=True)

@@ -18,7 +18,7 @@ class Config:
     ckpt: str = arg("out/demo/ckpt.pt", "checkpoint of train.py")
     path: str = arg("", "the rule that moves each token's SNR, see paths.py; empty: posterior for a DSL checkpoint, remdm for an MDLM one, "
                         "ar for an autoregressive one", choices=("", *PATH_NAMES))
-    steps: int = arg(32, "T, network calls per text")
+    steps: int = arg(32, "T, network calls per text, or per block of a text longer than the trained length")
     num_samples: int = arg(4, "how many texts")
     batch_size: int = arg(32, "texts at a time; changes no text")
     length: int = arg(0, "tokens in a text; 0: as in training; more: by blocks that slide by half the trained length")
@@ -39,7 +39,7 @@ class Config:
     then: str = arg("posterior", "what hybrid does after that", choices=tuple(p for p in PATH_NAMES if p not in ("sde", "hybrid")))
     # conditions
     prompt: str = arg("", "text that every sample begins with")
-    infill: str = arg("", "text with [MASK] or [MASK*12] where tokens are to be filled in")
+    infill: str = arg("", "text with [MASK] or [MASK*12] where tokens are to be filled in; its length is that of text and masks")
     correct: str = arg("", "text to correct: shown as evidence, the likeliest token of each position is printed as a diff")
     correct_snr: float = arg(0.7, "SNR, in units of t_c, at which --correct shows the text; the lower, the more it doubts")
     # what comes out
@@ -52,6 +52,8 @@ class Config:
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
 
     def __post_init__(self):
+        if any(value != value for value in vars(self).values()):
+            raise ValueError("nan is no setting")
         for name in ("steps", "num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1")
@@ -60,14 +62,16 @@ class Config:
         for name in ("temperature", "remask_budget", "gamma", "length", "show", "soft_snr", "sde_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} cannot be negative")
+        if 0 < self.temperature < 1e-3:
+            raise ValueError("--temperature must be 0, for the likeliest token, or at least 0.001")
         if self.sde_top <= 0 or self.correct_snr <= 0:
             raise ValueError("--sde_top and --correct_snr must be positive")
         if self.path == "hybrid" and self.sde_steps >= self.steps:
             raise ValueError(f"--sde_steps {self.sde_steps} leaves no step of --steps {self.steps} to the path after it")
         if sum(map(bool, (self.prompt, self.infill, self.correct))) > 1:
             raise ValueError("choose one of --prompt, --infill and --correct")
-        if self.infill and not MASK.search(self.infill):
-            raise ValueError("--infill has nothing to fill in: write [MASK] or [MASK*12] where tokens are missing")
+        if self.infill and not 0 < sum(int(hole[1] or 1) for hole in MASK.finditer(self.infill)) < 10**6:
+            raise ValueError("--infill has nothing to fill in, or too much: write [MASK] or [MASK*12] where tokens are missing")
 
 
 def parse_args(argv=None, description=None):

@@ -219,6 +219,27 @@ def test_conf_and_recorded_forget_the_least_confident():
     assert counts["recorded"][0] > 5 * counts["recorded"][1:].max()
 
 
+def test_a_sure_model_still_spends_its_budget():
+    """With every token nearly certain and gamma 8 the shares would underflow if they were not taken in logarithms."""
+    toy = Wide(ExactDenoiser(), 24)
+    state = State(toy, range(100), replace(EXACT, eta=0.2, gamma=8.0), masked(toy, 24, 100))
+    state.x.fill_(1)
+    state.snr.fill_(torch.inf)
+    for p in (1.0, 1 - 1e-7):
+        state.recorded.fill_(p)
+        assert abs((PATHS["recorded"](state, 6, 10) == 0).sum() - 480) < Z * (480 * 0.8) ** 0.5
+
+
+def test_the_last_step_asks_the_network_for_nothing_but_draws():
+    toy = Wide(ExactDenoiser(), 24)
+    state = State(toy, range(4), EXACT, masked(toy, 24, 4))
+    state.x[:, :4], state.snr[:, :4] = 1, torch.inf
+    PATHS["posterior"](state, 9, 10)
+    assert (state.nfe == 0).all()
+    PATHS["posterior"](state, 8, 10)
+    assert (state.nfe == 1).all()
+
+
 def test_confidence_is_recorded_when_a_token_is_drawn():
     toy = ExactDenoiser(V=3, L=2)
     states = sample(toy, range(50), replace(EXACT, length=2, path="ar", steps=2))
@@ -380,8 +401,10 @@ def test_a_path_of_ones_own():
 # ---- the command line --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", ["--steps 0", "--top_p 0", "--top_p 1.5", "--num_samples 0", "--path nowhere", "--eta 2", "--steps x",
-                                   "--infill whole", "--prompt a --correct b", "--path hybrid --sde_steps 32", "--correct_snr 0"])
+@pytest.mark.parametrize("flags", [
+    "--steps 0", "--top_p 0", "--top_p 1.5", "--num_samples 0", "--path nowhere", "--eta 2", "--steps x", "--infill whole",
+    "--prompt a --correct b", "--path hybrid --sde_steps 32", "--correct_snr 0", "--infill a[MASK*0]", "--infill [MASK*9999999999]",
+    "--temperature nan", "--temperature 1e-310"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         parse_args(flags.split())

@@ -1,5 +1,6 @@
 """sampler.py as its users run it, on tiny random checkpoints: conditions, files, several processes, and every bad combination."""
 
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -159,6 +160,41 @@ def test_an_autoregressive_checkpoint_samples_left_to_right_without_seeing_the_f
     assert torch.equal(state.x, x) and state.nfe.item() == 16
 
 
+def test_a_file_of_somebody_else_is_not_touched(cfg, tmp_path):
+    for content in (b"some prose\nof mine\n", b" 0.5\n", (tmp_path / "dsl.pt").read_bytes()):
+        (tmp_path / "mine").write_bytes(content)
+        with pytest.raises(Problem, match="was not written by sampler.py"):
+            sampler.main(replace(cfg, out=str(tmp_path / "mine")))
+        assert (tmp_path / "mine").read_bytes() == content
+
+
+def test_texts_of_another_model_are_not_taken_for_this_ones(cfg, tmp_path):
+    sampler.main(replace(cfg, out=str(tmp_path / "x.jsonl")))
+    torch.manual_seed(1)
+    state = torch.load(cfg.ckpt, weights_only=True)
+    state["model"]["out.bias"] += torch.randn(257)
+    torch.save(state, cfg.ckpt)
+    with pytest.raises(Problem, match="other settings or another checkpoint"):
+        sampler.main(replace(cfg, out=str(tmp_path / "x.jsonl")))
+
+
+def test_many_processes_can_finish_one_file(cfg, tmp_path):
+    sampler.main(replace(cfg, out=str(tmp_path / "x.jsonl")))
+    before = (tmp_path / "x.jsonl").read_bytes()
+    (tmp_path / "x.jsonl").write_bytes(b"".join(reversed(before.splitlines(keepends=True))))
+    _, _, settled = sampler.load_for_sampling(replace(cfg, out=str(tmp_path / "x.jsonl")))
+    writer = sampler.Writer(settled, torch.device("cpu"))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # flock holds between open files, so threads will do
+        found = list(pool.map(lambda _: len(writer.finish(5)), range(40)))
+    assert found == [5] * 40 and (tmp_path / "x.jsonl").read_bytes() == before
+
+
+def test_sample_works_with_the_defaults_of_its_configuration(cfg):
+    model, _, _ = sampler.load_for_sampling(cfg)
+    *_, state = sample(model, range(2), cfg)
+    assert state.x.shape == (2, 16) and state.clean.all()
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +203,7 @@ def test_an_autoregressive_checkpoint_samples_left_to_right_without_seeing_the_f
     ("--prompt 12345678901234567890", "has 20 tokens and leaves nothing"),
     ("--infill a[MASK*99]", "has 100 tokens, the model reads 16"),
     ("--correct 12345678901234567890", "has 20 tokens, the model reads 16"),
+    ("--trace x --out y --report z --num_samples 1 --prompt 12345678901234567", "has 17 tokens and leaves nothing"),
 ])
 def test_texts_that_do_not_fit_are_refused(cfg, flags, message):
     with pytest.raises(Problem, match=message):
