@@ -40,6 +40,15 @@ def test_windows_belong_to_the_sample_and_not_to_its_batch():
     assert np.array_equal(both[1:], train_windows(tokens, 16, 0, [200]))
 
 
+def test_framed_windows_are_text_between_two_eos_and_still_show_every_token_once():
+    tokens = np.arange(100, dtype=np.uint16)
+    windows = train_windows(tokens, 10, 0, range(12), eos=777)  # 12 windows of 8 tokens
+    assert windows.shape == (12, 10) and (windows[:, [0, -1]] == 777).all()
+    assert len(np.unique(windows[:, 1:-1])) == 96 and ((np.diff(windows[:, 1:-1], axis=1) % 100) == 1).all()
+    assert val_windows(tokens, 10, 2, eos=777).tolist() == [[777, *range(8), 777], [777, *range(8, 16), 777]]
+    assert val_windows(tokens, 10, 99, eos=0)[0, 0] == 0
+
+
 def test_validation_windows_are_the_first_in_order():
     assert val_windows(np.arange(100, dtype=np.uint16), 8, 3).tolist() == [list(range(8 * i, 8 * i + 8)) for i in range(3)]
     assert len(val_windows(np.arange(100, dtype=np.uint16), 8, 999)) == 12

@@ -68,9 +68,11 @@ def test_readme_numbers_stand_in_their_json():
 
 
 def test_files_fit_a_sitting_and_functions_a_screen():
-    for path in SOURCES:
+    for path in [*SOURCES, *sorted((ROOT / "tests").glob("*.py")), ROOT / "README.md"]:
         text = path.read_text()
         assert text.count("\n") <= 350, path.name
+        if path.suffix != ".py":
+            continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 45, f"{path.name}: {node.name}"

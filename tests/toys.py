@@ -5,8 +5,12 @@ estimator, and none at all on a given machine, because every draw is seeded.
 """
 
 import itertools
+from dataclasses import replace
 
 import torch
+
+from sampler import sample
+from sampler_config import parse_args
 
 Z = 4.5
 
@@ -87,3 +91,37 @@ def chi_square_p(observed, expected):
 
 def total_variation(toy, x):
     return 0.5 * (frequencies(toy, x) / len(x) - toy.p).abs().sum().item()
+
+
+# ---- driving the sampler -----------------------------------------------------------------------------------------------------
+
+EXACT = parse_args(["--top_p", "1"])  # no nucleus: the distribution is the denoiser's own
+
+
+def masked(toy, L, B=1):
+    """B templates of L masks."""
+    return torch.full((B, L), toy.mask_id)
+
+
+def final(toy, n, **changes):
+    """The last state of n samples."""
+    *_, state = sample(toy, range(n), replace(EXACT, length=toy.L, **changes))
+    assert state.snr.isinf().all() and (state.x < toy.V).all()
+    return state
+
+
+class Wide:
+    """L / 2 independent copies of a toy of length 2, side by side."""
+
+    def __init__(self, toy, L):
+        self.toy, self.E, self.mask_id, self.copies = toy, toy.E, toy.mask_id, L // 2
+        self.embed_ids, self.embed_noisy, self.head = toy.embed_ids, toy.embed_noisy, toy.head
+
+    def hidden(self, h):
+        return self.toy.hidden(h.reshape(-1, 2, self.toy.V)).reshape(h.shape)
+
+
+def final_ids(toy, path, **changes):
+    """20 texts of 24 tokens in 8 steps."""
+    *_, state = sample(toy, range(20), replace(EXACT, length=24, path=path, steps=8, **changes))
+    return state.x

@@ -1,0 +1,236 @@
+"""Every path, driven by the exact denoiser of a language that can be written out (see toys.py for the odds of a false alarm)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import EXACT, Z, ExactDenoiser, Wide, chi_square_p, final, final_ids, frequencies, masked, total_variation
+
+from dsl_loss import mean_and_stderr
+from paths import PATHS, jump, limit
+from sampler import sample
+from state import State
+
+
+def test_random_order_one_at_a_time_is_exact():
+    """Chi-square at p > 1e-4: one false alarm in 10,000 seeds, and the seed is fixed."""
+    toy = ExactDenoiser(V=3, L=3)
+    state = final(toy, 20_000, path="random", steps=3)
+    assert chi_square_p(frequencies(toy, state.x), 20_000 * toy.p) > 1e-4
+    assert (state.nfe == 3).all()
+    uniform = torch.full_like(toy.p, 1 / 27)
+    assert chi_square_p(frequencies(toy, state.x), 20_000 * uniform) < 1e-10  # the test can fail
+
+
+def test_mdlm_with_many_steps_is_nearly_exact_and_with_one_is_not():
+    toy = ExactDenoiser(V=3, L=2, seed=2)
+    marginals = toy(toy.embed_ids(torch.full((1, 2), 3)))[0].exp()
+    product = (marginals[0][:, None] * marginals[1]).flatten()
+    assert chi_square_p(frequencies(toy, final(toy, 4000, path="mdlm", steps=1).x), 4000 * product) > 1e-4
+    assert 0.5 * (product - toy.p).abs().sum() > 0.1
+    assert total_variation(toy, final(toy, 4000, path="mdlm", steps=48).x) < 0.03  # 0.01 of bias, 0.01 of noise
+
+
+JUMPS = ("mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf", "forward-backward", "posterior", "soft", "recorded")
+
+
+@pytest.mark.parametrize("path", JUMPS)
+def test_jumps_keep_the_revealed_share_at_alpha(path):
+    """Also where remasks are chosen: clamping at 1 could only break it if one token took the whole budget, and here none does."""
+    n, T, L = 300, 10, 24
+    toy = ExactDenoiser(V=3, L=2)
+    wide = Wide(toy, L)
+    states = sample(wide, range(n), replace(EXACT, length=L, path=path, steps=T, eta=0.2))
+    for j, state in enumerate(states):
+        share, stderr = mean_and_stderr(state.snr.isinf().double().flatten())
+        assert share == j / T if j in (0, T) else abs(share - j / T) < Z * stderr
+
+
+def test_remdm_remasks_and_mdlm_does_not():
+    toy = Wide(ExactDenoiser(), 24)
+    for path, expected in (("mdlm", False), ("remdm-cap", True), ("posterior", True)):
+        lost, before = 0, None
+        for state in sample(toy, range(20), replace(EXACT, length=24, path=path, steps=10, eta=0.2)):
+            lost += 0 if before is None else (before & (state.snr == 0)).sum().item()
+            before = state.snr.isinf()
+        assert (lost > 0) == expected
+
+
+def test_remdm_without_remasking_is_mdlm_draw_for_draw():
+    toy = Wide(ExactDenoiser(), 24)
+    a = final_ids(toy, "mdlm")
+    for path in ("remdm", "remdm-cap", "remdm-rescale", "posterior", "soft", "recorded"):
+        assert torch.equal(a, final_ids(toy, path, eta=1e-300)), path
+        assert not torch.equal(a, final_ids(toy, path, eta=0.3)), path
+
+
+def test_posterior_forgets_what_the_denoiser_doubts():
+    """Two tokens that always agree: shown a pair that differs and six that agree, only the first can be wrong."""
+    toy = ExactDenoiser(V=3, L=2)
+    toy.log_p = torch.full((9,), -12.0, dtype=torch.float64)
+    toy.log_p[[0, 4, 8]] = 0.0
+    toy.log_p -= toy.log_p.logsumexp(0)
+    counts = torch.zeros(8)
+    for seed in range(200):
+        state = State(Wide(Soft(toy), 8), [0], replace(EXACT, seed=seed, eta=0.2, gamma=1.0), masked(toy, 8))
+        state.x[0] = torch.tensor([0, 1, 1, 1, 2, 2, 0, 0])
+        state.snr.fill_(torch.inf)
+        counts += PATHS["posterior"](state, 6, 10)[0] == 0
+    assert counts[:2].sum() > 100 and counts[2:].sum() < 0.05 * counts[:2].sum()
+    assert abs(counts.sum() / 200 - 8 * 0.2) < Z * (8 * 0.2 / 200) ** 0.5  # the budget is r times the revealed tokens
+
+
+class Soft:
+    """The toy seen through a noisy door: clean tokens are shown at an SNR that leaves room for doubt."""
+
+    def __init__(self, toy):
+        self.E, self.mask_id, self.V, self.head, self.hidden = toy.E, toy.mask_id, toy.V, toy.head, toy.hidden
+        self.embed_noisy, self.embed_ids = toy.embed_noisy, lambda x: toy.embed_ids(x).clamp(min=-3.0)
+
+
+@pytest.mark.parametrize("step, limit", [("drawn", 0.06), ("mean", 0.15)])
+def test_sde_approaches_the_language_as_steps_grow(step, limit):
+    """Total variation of 3,000 samples; its own noise is about 0.02 for 9 sequences."""
+    toy = ExactDenoiser(V=3, L=2, seed=3)
+    tv = [total_variation(toy, final(toy, 3000, path="sde", steps=T, sde_top=8.0, sde_step=step).x) for T in (2, 8, 40)]
+    assert tv[0] > tv[2] + 0.1 and tv[1] > tv[2] - 0.02
+    assert tv[2] < limit
+
+
+def test_sde_calls_the_network_once_a_step():
+    assert (final(ExactDenoiser(), 5, path="sde", steps=7).nfe == 7).all()
+    assert (final(ExactDenoiser(), 5, path="sde", steps=1).nfe == 1).all()
+
+
+def test_transition_rows_sum_to_one_for_every_legal_r():
+    """From [MASK]: reveal with q, stay with 1 - q. From clean: forget with r, stay with 1 - r. All in [0, 1], and the share is alpha'."""
+    for alpha in torch.linspace(0, 0.99, 34, dtype=torch.float64).tolist():
+        for alpha_next in torch.linspace(alpha, 1, 12, dtype=torch.float64).tolist():
+            for r in torch.linspace(0, limit(alpha, alpha_next), 7, dtype=torch.float64).tolist():
+                q = (alpha_next - (1 - r) * alpha) / (1 - alpha)
+                assert -1e-12 <= q <= 1 + 1e-12 and 0 <= r <= 1
+                assert abs(alpha * (1 - r) + (1 - alpha) * q - alpha_next) < 1e-12
+
+
+def test_jump_has_the_stated_probabilities():
+    toy, n = ExactDenoiser(), 20_000
+    state = State(toy, range(n), EXACT, masked(toy, 2, n))
+    state.snr[:, 0] = torch.inf
+    target = jump(state, 0.6, 0.7, 0.2)
+    for values, truth in ((target[:, 0] == 0, 0.2), (target[:, 1].isinf(), (0.7 - 0.8 * 0.6) / 0.4)):
+        mean, stderr = mean_and_stderr(values.double())
+        assert abs(mean - truth) < Z * stderr
+
+
+def test_loop_stands_still_at_alpha_on():
+    """Mdlm to 0.9 at time 0.55, there remasking at 0.9, and from time 0.05 on to 1."""
+    L, T, n, shares = 24, 100, 400, []
+    lost, before = [], None
+    for state in sample(Wide(ExactDenoiser(), L), range(n), replace(EXACT, length=L, path="remdm-loop", steps=T, eta=0.1)):
+        shares.append(state.clean.double().mean().item())
+        lost.append(0 if before is None else (before & ~state.clean).sum().item())
+        before = state.clean
+    noise = Z * (0.9 * 0.1 / (n * L)) ** 0.5
+    assert all(abs(share - 0.9) < noise for share in shares[45:95]) and abs(shares[22] - 0.44) < 2 * noise and shares[-1] == 1
+    assert sum(lost[:46]) == sum(lost[96:]) == 0 and all(lost[47:95])
+
+
+def test_remdm_takes_its_published_settings():
+    toy = Wide(ExactDenoiser(), 24)
+    assert torch.equal(final_ids(toy, "remdm"), final_ids(toy, "remdm-cap", eta=0.04))
+    *_, loop = sample(toy, range(5), replace(EXACT, length=24, path="remdm-loop", steps=30, eta=0.02))
+    *_, named = sample(toy, range(5), replace(EXACT, length=24, path="remdm", steps=30))
+    assert torch.equal(loop.x, named.x)
+
+
+def test_conf_and_recorded_forget_the_least_confident():
+    toy = Wide(ExactDenoiser(), 8)
+    counts = {path: torch.zeros(8) for path in ("remdm-conf", "recorded")}
+    for path, count in counts.items():
+        for seed in range(300):
+            state = State(toy, [0], replace(EXACT, seed=seed, eta=0.2, gamma=1.0), masked(toy, 8))
+            state.x.fill_(1)
+            state.snr.fill_(torch.inf)
+            state.recorded[0] = torch.tensor([0.1] + [0.9] * 7)
+            count += PATHS[path](state, 6, 10)[0] == 0
+    r_max = 0.3 / 0.6
+    share = torch.tensor([-0.1] + [-0.9] * 7).softmax(0)[0].item()
+    assert abs(counts["remdm-conf"][0] / 300 - r_max * share) < Z * (r_max * share / 300) ** 0.5
+    assert abs(counts["recorded"][0] / 300 - 0.2 * 8 * 0.9 / 1.6) < Z * (0.9 * 0.1 / 300) ** 0.5
+    assert counts["recorded"][0] > 5 * counts["recorded"][1:].max()
+
+
+def test_a_sure_model_still_spends_its_budget():
+    """With every token nearly certain and gamma 8 the shares would underflow if they were not taken in logarithms."""
+    toy = Wide(ExactDenoiser(), 24)
+    state = State(toy, range(100), replace(EXACT, eta=0.2, gamma=8.0), masked(toy, 24, 100))
+    state.x.fill_(1)
+    state.snr.fill_(torch.inf)
+    for p in (1.0, 1 - 1e-7):
+        state.recorded.fill_(p)
+        assert abs((PATHS["recorded"](state, 6, 10) == 0).sum() - 480) < Z * (480 * 0.8) ** 0.5
+
+
+def test_the_last_step_asks_the_network_for_nothing_but_draws():
+    toy = Wide(ExactDenoiser(), 24)
+    state = State(toy, range(4), EXACT, masked(toy, 24, 4))
+    state.x[:, :4], state.snr[:, :4] = 1, torch.inf
+    PATHS["posterior"](state, 9, 10)
+    assert (state.nfe == 0).all()
+    PATHS["posterior"](state, 8, 10)
+    assert (state.nfe == 1).all()
+
+
+def test_confidence_is_recorded_when_a_token_is_drawn():
+    toy = ExactDenoiser(V=3, L=2)
+    states = sample(toy, range(50), replace(EXACT, length=2, path="ar", steps=2))
+    next(states)
+    marginal = toy(toy.embed_ids(masked(toy, 2)))[0, 0].exp()
+    state = next(states)
+    assert torch.allclose(state.recorded[:, 0], marginal[state.x[:, 0]]) and (state.recorded[:, 1] == 0).all()
+
+
+def test_soft_leaves_evidence_and_observes_again():
+    toy, seen = Wide(ExactDenoiser(), 24), []
+    for state in sample(toy, range(20), replace(EXACT, length=24, path="soft", steps=10, eta=0.3, soft_snr=0.5)):
+        noisy = (state.snr > 0) & ~state.clean
+        seen.append(noisy.sum().item())
+        assert torch.allclose(state.snr[noisy], torch.tensor(0.5 * state.t_c).double())
+        assert (state.z[noisy].abs().sum(-1) > 0).all()
+    assert max(seen) > 10 and seen[-1] == 0
+
+
+@pytest.mark.parametrize("path", ["confidence", "random", "ar"])
+def test_orders_reveal_an_even_share_and_never_forget(path):
+    toy, before = Wide(ExactDenoiser(), 24), None
+    for j, state in enumerate(sample(toy, range(4), replace(EXACT, length=24, path=path, steps=6))):
+        assert (state.clean.sum(1) == 4 * j).all()
+        assert before is None or (state.clean | ~before).all()
+        before = state.clean
+
+
+def test_confidence_reveals_the_surest_and_ar_the_leftmost():
+    toy = ExactDenoiser(V=3, L=3, seed=4)
+    best = toy(toy.embed_ids(masked(toy, 3)))[0].exp().amax(-1)
+    first = State(toy, [0], EXACT, masked(toy, 3))
+    assert PATHS["confidence"](first, 0, 3)[0].isinf().tolist() == [i == best.argmax() for i in range(3)]
+    assert PATHS["ar"](first, 0, 3)[0].isinf().tolist() == [True, False, False]
+
+
+def test_ar_and_confidence_one_at_a_time_are_exact():
+    """Any order that does not look at what will be drawn is exact; `ar` by chi-square at p > 1e-4, `confidence` as well: its order
+    depends on what has been drawn, never on what will be."""
+    toy = ExactDenoiser(V=3, L=3, seed=1)
+    for path in ("ar", "confidence"):
+        assert chi_square_p(frequencies(toy, final(toy, 6000, path=path, steps=3).x), 6000 * toy.p) > 1e-4
+
+
+def test_hybrid_climbs_then_jumps_and_beats_as_many_jumps_alone():
+    """Total variation of 3,000 samples, own noise 0.02: evidence shared by all tokens repairs what few parallel draws break."""
+    toy = ExactDenoiser(V=3, L=2, seed=3)
+    hybrid = total_variation(toy, final(toy, 3000, path="hybrid", then="mdlm", steps=14, sde_steps=12, sde_top=4.0).x)
+    alone = total_variation(toy, final(toy, 3000, path="mdlm", steps=2).x)
+    assert hybrid < 0.06 and alone > hybrid + 0.02
+    for state in sample(toy, [0], replace(EXACT, length=2, path="hybrid", steps=9, sde_top=4.0)):
+        assert state.step not in (1, 2, 3) or torch.allclose(state.snr, torch.tensor(4 * state.t_c * (state.step / 3) ** 2).double())
+    assert state.clean.all()
