@@ -8,7 +8,8 @@ A path is a rule that names the next SNR of every token; each is a few lines of 
     python sampler.py --steps 32                                   # after `make demo`
     python sampler.py --path remdm --steps 64 --num_samples 5000 --out samples.jsonl
     python sampler.py --prompt "The " --watch                      # also --infill "text [MASK*12] text", --correct "text with erors"
-    python -c "from sampler import *; *_, state = sample(model, range(4), cfg)"     # see `sample`
+
+In Python: *_, state = sample(model, range(4), cfg); see `sample`, and "Write your own path" in README.md.
 """
 
 import contextlib
@@ -196,8 +197,9 @@ class Writer:
 
 def generate(cfg, model, tok, given, writer, rank, world):
     """Write all texts of this process's share, batch by batch; yields their rows."""
-    todo = [i for i in range(rank, cfg.num_samples, world) if i not in writer.done]
-    if cfg.trace and writer.done and todo:
+    mine = range(rank, cfg.num_samples, world)
+    todo = [i for i in mine if i not in writer.done]
+    if cfg.trace and 0 < len(todo) < len(mine):
         raise Problem(f"--trace {cfg.trace} would lose the texts that are done already: leave it out, or delete {cfg.out} and start anew")
     batches = [todo[i : i + cfg.batch_size] for i in range(0, len(todo), cfg.batch_size)]
     with contextlib.ExitStack() as stack:

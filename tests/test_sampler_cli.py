@@ -140,6 +140,10 @@ def test_trace_holds_every_state(cfg, tmp_path):
     final = {row["index"]: row["ids"] for row in trace if row["step"] == 4}
     assert [final[row["index"]] for row in rows(tmp_path / "x.jsonl")] == [row["ids"] for row in rows(tmp_path / "x.jsonl")]
     assert {s for row in trace for s in row["snr"]} > {0, float("inf")}
+    (tmp_path / "x.jsonl").write_bytes(b"".join((tmp_path / "x.jsonl").read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(Problem, match="would lose the texts that are done already"):
+        sampler.main(replace(cfg, path="soft", eta=0.5, trace=str(tmp_path / "trace.jsonl"), out=str(tmp_path / "x.jsonl")))
+    assert len(list(read_trace(tmp_path / "trace.jsonl"))) == 5 * (4 + 1)
 
 
 def test_watch_prints_plain_lines_when_stdout_is_no_terminal(cfg, capsys):
