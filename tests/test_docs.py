@@ -34,7 +34,7 @@ def test_the_readme_holds_commands():
 
 @pytest.mark.parametrize("script, flags", sorted(set(commands())))
 def test_readme_command_parses(script, flags):
-    importlib.import_module(script[:-3]).parse_args(shlex.split(flags))
+    assert importlib.import_module(script[:-3]).parse_args(shlex.split(flags))  # a bad flag would be a SystemExit
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
