@@ -31,12 +31,15 @@ def parse(cls, argv=None, presets=None, description=None):
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    hints = typing.get_type_hints(cls)
+    hints, chosen = typing.get_type_hints(cls), {}
+    if presets:
+        standard = next(f.default for f in dataclasses.fields(cls) if f.name == "preset")
+        chosen = presets[standard]
     for f in dataclasses.fields(cls):
         kind, options = hints[f.name], {"help": f.metadata["help"].replace("%", "%%")}
-        shown = presets[f.default] if presets and f.name == "preset" else None
-        if not shown and f.default not in (None, "", ()):
-            options["help"] += f" (default: {f.default})"
+        default = chosen.get(f.name, f.default)  # what a bare command line would use
+        if default not in (None, "", ()):
+            options["help"] += f" (default: {default})"
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:
@@ -46,15 +49,19 @@ def parse(cls, argv=None, presets=None, description=None):
             if not f.metadata["choices"]:
                 options["metavar"] = f.name.upper()
         parser.add_argument(f.name if f.metadata["positional"] else f"--{f.name}", default=argparse.SUPPRESS, **options)
-    parser.error = lambda message: sys.exit((sys.stderr.write(f"{parser.prog}: {message} (see --help)\n"), 2)[1])
+
+    def usage_error(message):
+        sys.stderr.write(f"{parser.prog}: {message} (see --help)\n")
+        sys.exit(2)
+
+    parser.error = usage_error  # one line, not the whole usage
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(parser.parse_args(argv)).items()}
     if presets:
-        default = next(f.default for f in dataclasses.fields(cls) if f.name == "preset")
-        given = presets[given.get("preset", default)] | given
+        given = presets[given.get("preset", standard)] | given
     try:
         return cls(**given)
     except (TypeError, ValueError) as error:
-        parser.error(str(error))
+        usage_error(str(error))
 
 
 @functools.cache

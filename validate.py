@@ -33,8 +33,7 @@ def evaluate(cfg, model, meta, device, rank=0, world=1):
     """
     eos = meta["eos"] if cfg.frame_eos else None
     windows = torch.from_numpy(val_windows(load_tokens(cfg.dataset, "val", cfg.data_dir), cfg.length, cfg.eval_windows, eos))
-    t_c, scores = critical_snr(meta["vocab_size"]), {}
-
+    t_c = critical_snr(meta["vocab_size"])
 
     def share(term, rows, name):
         return per_window(name, term, rows, rank, world, device, min(64, cfg.micro_batch or 64))
