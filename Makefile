@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin/
 
-.PHONY: demo test results clean
+.PHONY: demo test results evaluate clean FORCE
 
 demo: out/demo/ckpt.pt
 	@echo "== 4/4 sampling 32 texts in 32 steps: by MDLM's ancestral sampling for comparison, then by posterior remasking"
@@ -37,6 +37,29 @@ data/pydocs/meta.json: .venv/installed
 results: out/demo/ckpt.pt
 	$(BIN)python sampler.py --steps 32 --num_samples 256 --path mdlm --report results/demo_mdlm.json --show 0
 	$(BIN)python sampler.py --steps 32 --num_samples 256 --report results/demo_posterior.json --show 0
+
+# README's evaluation: a judge and an MDLM of the demo's size (five minutes each), 12 sets of samples, the frontier, the four analyses.
+TEMPERATURES = 0.7 0.85 1.0 1.15
+evaluate: out/judge/ckpt.pt out/mdlm/ckpt.pt $(foreach t,$(TEMPERATURES),$(foreach who,posterior remdm mdlm,out/eval/$(who)-$(t).jsonl))
+	$(BIN)python eval_mauve.py out/eval/*.jsonl --data pydocs --judge out/judge/ckpt.pt --frontier results/frontier.png --out results/frontier.json
+	$(BIN)python analyze.py correction --ckpt out/demo/ckpt.pt out/mdlm/ckpt.pt --out results/correction
+	$(BIN)python analyze.py calibration --ckpt out/demo/ckpt.pt out/mdlm/ckpt.pt --out results/calibration
+	$(BIN)python analyze.py bounds --ckpt out/demo/ckpt.pt out/mdlm/ckpt.pt out/judge/ckpt.pt --out results/bounds
+	$(BIN)python analyze.py invariance --out results/invariance
+
+out/judge/ckpt.pt: .venv/tested data/pydocs/meta.json FORCE
+	$(BIN)python train.py --preset demo --objective ar --seed 1 --out_dir out/judge $(if $(wildcard $@),--resume)
+
+out/mdlm/ckpt.pt: .venv/tested data/pydocs/meta.json FORCE
+	$(BIN)python train.py --preset demo --objective mdlm --out_dir out/mdlm $(if $(wildcard $@),--resume)
+
+SWEEP = --steps 32 --num_samples 500 --batch_size 100 --top_p 1 --show 0
+out/eval/posterior-%.jsonl: out/demo/ckpt.pt FORCE
+	$(BIN)python sampler.py --path posterior --temperature $* --out $@ $(SWEEP)
+out/eval/remdm-%.jsonl: out/demo/ckpt.pt FORCE
+	$(BIN)python sampler.py --path remdm --temperature $* --out $@ $(SWEEP)
+out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
+	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
 clean:
 	rm -rf .venv out data

@@ -7,12 +7,11 @@ The obvious way is that of the public MDLM and ReMDM code: logits of every posit
 noise over the whole vocabulary, at every step. Ours draws only at the positions that the step reveals.
 """
 
-import json
 import platform
 import time
 from dataclasses import dataclass
 
-from config import arg, parse, provenance, run, whole_file
+from config import arg, parse, run
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ import torch
 
 from model import pick_device
 from paths import PATHS
+from report import save_json
 from sampler_config import parse_args as sampling_args
 from state import State
 
@@ -132,9 +132,7 @@ def main(cfg):
     if cfg.out:
         about = {"processor": platform.processor() or platform.machine(), "device": str(device), "threads": torch.get_num_threads(),
                  "torch": torch.__version__}
-        with whole_file(cfg.out) as f:
-            f.write((json.dumps({**provenance(), **about, **cfg.__dict__, **result, "ratio": ratio}, indent=1) + "\n").encode())
-        print(f"saved {cfg.out}")
+        save_json(cfg.out, **about, **cfg.__dict__, **result, ratio=ratio)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict, replace
 
-from config import Problem, provenance, run, whole_file
-from sampler_config import MASK, NEEDS_DSL, parse_args
+from config import Problem, run, whole_file
+from sampler_config import MASK, NEEDS_DSL, Config, parse_args
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -33,6 +34,7 @@ from data import encode, sha256, tokenizer, word_report
 from dsl_loss import critical_snr
 from model import load_checkpoint
 from paths import PATHS
+from report import save_json
 from runtime import local_device
 from show import Screen, Trace, diff
 from state import State
@@ -139,7 +141,8 @@ def correct(model, tok, cfg):
 class Writer:
     """The --out file: a line per text as it comes, from any number of processes; sorted at the end.
 
-    Lines carry a hash of settings and checkpoint, so that an unfinished file is gone on with and any other is not touched (Problem).
+    Lines carry the settings as flags and a hash of them and the checkpoint, so that an unfinished file is gone on with and any other is
+    not touched (Problem).
     """
 
     def __init__(self, cfg, device):
@@ -148,11 +151,14 @@ class Writer:
             return
         ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir")
         settings = {name: value for name, value in asdict(cfg).items() if name not in ignored}
-        self.key = hashlib.sha256(json.dumps([settings, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps([settings, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
+        always = ("ckpt", "path", "steps")
+        said = [f"--{name}={value}" for name, value in settings.items() if name in always or value != getattr(Config, name)]
+        self.settings = shlex.join([digest, *said])
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         open(self.path, "ab").close()
         for row in self.rows():
-            if row.get("settings") != self.key:
+            if row.get("settings") != self.settings:
                 raise Problem(f"{self.path} holds texts of other settings or another checkpoint: choose another --out, or delete it")
             self.done.add(row["index"])
 
@@ -182,7 +188,7 @@ class Writer:
             with self.locked() as f:
                 f.seek(max(0, f.seek(0, os.SEEK_END) - 1))
                 torn = f.read(1) not in (b"", b"\n")
-                f.write(b"\n" * torn + b"".join(json.dumps({**row, "settings": self.key}).encode() + b"\n" for row in rows))
+                f.write(b"\n" * torn + b"".join(json.dumps({**row, "settings": self.settings}).encode() + b"\n" for row in rows))
 
     def finish(self, total):
         """Sort the file once all texts are there -> the first `total` rows, or None while other processes are still at work."""
@@ -251,10 +257,7 @@ def report(cfg, rows, ckpt):
     print(f"words that occur in {words['corpus']}: {words['known_words']:.3f} +- {words['stderr']:.3f} of these texts, "
           f"{words['known_words_of_real_text']:.3f} of real text")
     training = {name: ckpt[name] for name in ("command", "commit", "step", "validation")}
-    result = {**provenance(), **words, "nfe": sum(row["nfe"] for row in rows) / len(rows), "sampling": asdict(cfg), "training": training}
-    with whole_file(cfg.report) as f:
-        f.write(f"{json.dumps(result, indent=1)}\n".encode())
-    print(f"saved {cfg.report}")
+    save_json(cfg.report, **words, nfe=sum(row["nfe"] for row in rows) / len(rows), sampling=asdict(cfg), training=training)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ SOURCES = sorted(ROOT.glob("*.py"))
 
 def commands():
     """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and Makefile recipes, as (script, flags)."""
-    text = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)) + (ROOT / "Makefile").read_text().replace("$(BIN)", "")
+    make = (ROOT / "Makefile").read_text().replace("$*", "1").replace("$@", "x").replace("$(BIN)", "")
+    for name, value in re.findall(r"^(\w+) = (.*)$", make, re.M):
+        make = make.replace(f"$({name})", value)
+    text = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)) + make
     for line in text.replace("\\\n", " ").splitlines():
         for command in re.split(r"&&|;|\||\$\(if", line):
             found = re.search(r"(?:python3?|torchrun)\s.*?(\w+\.py)(.*)", command.split(" #")[0])
@@ -29,7 +32,7 @@ def commands():
 
 
 def test_the_readme_holds_commands():
-    assert {"prepare_owt.py", "train.py", "sampler.py"} <= {script for script, _ in commands()}
+    assert {"prepare_owt.py", "train.py", "sampler.py", "eval_mauve.py", "analyze.py"} <= {script for script, _ in commands()}
 
 
 @pytest.mark.parametrize("script, flags", sorted(set(commands())))
@@ -70,7 +73,7 @@ def test_readme_numbers_stand_in_their_json():
 def test_files_fit_a_sitting_and_functions_a_screen():
     for path in [*SOURCES, *sorted((ROOT / "tests").glob("*.py")), ROOT / "README.md"]:
         text = path.read_text()
-        assert text.count("\n") <= 350, path.name
+        assert text.count("\n") <= (350 if path.suffix == ".py" else 400), path.name
         if path.suffix != ".py":
             continue
         for node in ast.walk(ast.parse(text)):

@@ -1,0 +1,280 @@
+"""Judge samples against real text: MAUVE, gen-PPL, entropy, n-gram distances; and the frontier of gen-PPL against entropy.
+
+    python eval_mauve.py samples.jsonl --data owt                                        # as published: GPT-2 Large judges
+    python eval_mauve.py samples.jsonl --data pydocs --judge out/judge/ckpt.pt           # offline: an AR checkpoint of ours judges
+    python eval_mauve.py samples.jsonl --data pydocs --judge none                        # no judge: entropy and n-gram distances
+    python eval_mauve.py a.jsonl b.jsonl --data pydocs --judge out/judge/ckpt.pt --frontier frontier.png --out frontier.json
+
+The data itself is always a row of the table. References are the first N blocks of the validation split, without replacement; the data's
+own MAUVE and n-gram distances are those of the next N blocks. No text is dropped. Files of one frontier differ in temperature or top_p.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+from dataclasses import asdict, dataclass
+
+from config import Problem, arg, parse, run
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to compare with what."""
+
+    samples: tuple[str, ...] = arg((), "files of sampler.py --out, or any .jsonl with a field text (and ids, if they are the data's)",
+                                   positional=True)
+    data: str = arg("owt", "dataset whose validation split is the reference")
+    judge: str = arg("gpt2-large", "an AR checkpoint of ours (.pt); a causal model of transformers, by name or folder; or none")
+    num_samples: int = arg(0, "N, texts of each file and of the data; 0: as many as the smallest file holds")
+    length: int = arg(0, "tokens of a reference block; 0: those of the longest text")
+    frame_eos: str = arg("auto", "whether a reference block begins and ends with EOS as in MDLM; auto: if most of the texts do",
+                         choices=("auto", "yes", "no"))
+    seeds: int = arg(5, "k-means seeds to average MAUVE over; the spread is their standard deviation")
+    batch_size: int = arg(16, "texts the judge reads at a time; changes nothing but speed and memory")
+    frontier: str = arg("", "draw gen-PPL against entropy to this file (.png, .pdf, .svg) and compare at the data's entropy")
+    out: str = arg("", "write everything to this json")
+    cache: str = arg("out/judged", "folder that remembers what the judge said of each text; empty: judge anew")
+    data_dir: str = arg("data", "where datasets live")
+    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+
+    def __post_init__(self):
+        if not self.samples:
+            raise ValueError("name at least one file of samples")
+        if self.num_samples < 0 or self.num_samples == 1 or self.length < 0:
+            raise ValueError("--num_samples must be at least 2 (or 0 for all), --length cannot be negative")
+        if self.seeds < 1 or self.batch_size < 1:
+            raise ValueError("--seeds and --batch_size must be at least 1")
+        if self.frontier and self.judge == "none":
+            raise ValueError("--frontier needs a judge")
+
+
+def parse_args(argv=None):
+    return parse(Config, argv, description=__doc__)
+
+
+CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
+
+import numpy as np
+import torch
+
+from data import load_meta, load_tokens, tokenizer, val_windows
+from dsl_loss import mean_and_stderr
+from judge import judged, load_judge
+from metrics import distinct, entropy, jackknife, mauve, ngram_js, repetition
+from model import pick_device
+from report import cell, pyplot, save_figure, save_json, table
+
+# ---- what is compared --------------------------------------------------------------------------------------------------------
+
+
+def read_samples(path, tok):
+    """The rows of a samples file -> list of {"text", "ids", "settings", "nfe"}. Raises Problem for lines that are no samples, and for
+    ids of another tokenizer than the data's."""
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as f:
+            for line in f:
+                row = json.loads(line)
+                if not isinstance(row.get("text"), str):
+                    raise ValueError
+                ids = row["ids"] if "ids" in row else tok.encode(row["text"], allowed_special="all")
+                rows.append({"text": row["text"], "ids": ids, "settings": row.get("settings", ""), "nfe": row.get("nfe")})
+    except FileNotFoundError:
+        raise Problem(f"no samples at {path}: write them with `python sampler.py --num_samples 1000 --out {path}`") from None
+    except (ValueError, AttributeError, UnicodeDecodeError):
+        raise Problem(f"{path}, line {len(rows) + 1}: not a sample; each line must be a json object with a field text") from None
+    for row in rows[:10]:
+        if max(row["ids"], default=0) >= tok.n_vocab or tok.decode(row["ids"]) != row["text"]:
+            raise Problem(f"the ids of {path} are not {tok.name} tokens, as the data's are: name the --data that the model was trained on")
+    return rows
+
+
+def framed(cfg, rows, eos):
+    """Whether reference blocks stand between two EOS."""
+    if cfg.frame_eos != "auto":
+        return cfg.frame_eos == "yes"
+    both = [bool(row["ids"]) and row["ids"][0] == eos and row["ids"][-1] == eos for row in rows]
+    return eos is not None and sum(both) > len(both) / 2
+
+
+def blocks(cfg, count, length, frame):
+    """The first `count` validation blocks as rows like those of a samples file. Raises Problem when there are fewer."""
+    meta = load_meta(cfg.data, cfg.data_dir)
+    tok = tokenizer(meta["tokenizer"])
+    windows = val_windows(load_tokens(cfg.data, "val", cfg.data_dir), length, count, meta["eos"] if frame else None)
+    return [{"text": tok.decode(ids), "ids": ids, "settings": "", "nfe": None} for ids in windows.tolist()]
+
+
+# ---- the numbers -------------------------------------------------------------------------------------------------------------
+
+
+def verdict(judge, rows, cfg, device):
+    """The judge on rows -> (features (N, C), NLL (N,), tokens (N,), how many texts were cut). A judge with a tokenizer of its own reads the
+    text, one of ours the ids. Of an empty text it sees that it begins: that counts in MAUVE, and adds no token to the likelihood."""
+    ids = [judge.encode(row["text"]) if judge.encode else row["ids"] for row in rows]
+    texts = [torch.tensor(x or [max(0, judge.eos)], dtype=torch.int64) for x in ids]
+    features, nll, tokens = judged(judge, texts, device, cfg.cache, cfg.batch_size)
+    some = torch.tensor([bool(x) for x in ids])
+    if not (tokens * some).any():
+        raise Problem("no text holds a token whose likelihood could be judged: are these the right files?")
+    return features, nll * some, tokens * some, sum(len(x) > judge.context for x in texts)
+
+
+def likelihood(nll, tokens):
+    """NLL (N,) in nats over tokens (N,) -> mean per token and its standard error over texts (a ratio of sums)."""
+    mean = (nll.sum() / tokens.sum()).item()
+    errors = (nll - mean * tokens) / tokens.double().mean()
+    return [mean, (errors.std() / len(nll) ** 0.5).item()]
+
+
+def distances(rows, references):
+    """What needs no judge: entropy, repetition, distinct n-grams and, given references, n-gram JS divergences -> dict."""
+    texts = [np.asarray(row["ids"]) for row in rows]
+    real = references and [np.asarray(row["ids"]) for row in references]
+    numbers = {"entropy": mean_and_stderr(entropy([torch.from_numpy(x) for x in texts])), "repetition": repetition(texts)}
+    for n in range(1, 5):
+        numbers[f"distinct_{n}"] = distinct(texts, n)
+        if real:
+            numbers[f"js_{n}"] = [ngram_js(texts, real, n), jackknife(lambda some, n=n: ngram_js(some, real, n), texts)]
+    return numbers
+
+
+@contextlib.contextmanager
+def sentences():
+    """A ValueError of metrics.py is a sentence already."""
+    try:
+        yield
+    except ValueError as error:
+        raise Problem(str(error)) from None
+
+
+def compare(rows, references, judge, cfg, device):
+    """All numbers of a set of texts, against the references if there are any -> dict; [value, error] where there is an error. Raises
+    Problem where a number cannot be had: texts without a 4-gram, features that are not finite."""
+    numbers = {"num_samples": len(rows), "empty_texts": sum(not row["text"] for row in rows)}
+    if all(row["nfe"] is not None for row in rows):
+        numbers["nfe"] = sum(row["nfe"] for row in rows) / len(rows)
+    if judge:
+        features, nll, tokens, numbers["cut_texts"] = verdict(judge, rows, cfg, device)
+        numbers["nll"] = likelihood(nll, tokens)
+        numbers["gen_ppl"] = [math.exp(numbers["nll"][0]), math.exp(numbers["nll"][0]) * numbers["nll"][1]]
+        if references:
+            with sentences():
+                values = mauve(features, verdict(judge, references, cfg, device)[0], range(cfg.seeds))
+            numbers["mauve"] = [values.mean().item(), values.std().item() if len(values) > 1 else None]
+    with sentences():
+        return numbers | distances(rows, references)
+
+
+# ---- the frontier ------------------------------------------------------------------------------------------------------------
+
+
+def matched(curve, target):
+    """The NLL at entropy `target` on a frontier: curve is a list of (entropy, NLL, standard error of NLL), interpolated linearly between
+    neighbours in entropy -> (NLL, standard error), or None where the curve does not reach."""
+    curve = sorted(curve)
+    for (low, a, sa), (high, b, sb) in zip(curve, curve[1:]):
+        if low <= target <= high:
+            w = (target - low) / (high - low) if high > low else 0.5
+            return a + w * (b - a), math.hypot((1 - w) * sa, w * sb)
+    return None
+
+
+def sampler_of(path, settings):
+    """What a file's sampler was, but for temperature, nucleus and seed, by which the points of one curve differ."""
+    swept = ("--temperature=", "--top_p=", "--nucleus=", "--seed=")
+    flags = [flag.removeprefix("--ckpt=").removeprefix("--") for flag in shlex.split(settings)[1:] if not flag.startswith(swept)]
+    return " ".join(flags) or os.path.dirname(path) or "."
+
+
+def frontier(results, real, cfg):
+    """Draw the curves, one per sampler, and compare them at the data's entropy -> {sampler: {"curve": ..., "matched_gen_ppl": ...}}.
+
+    Low gen-PPL at low entropy is repetition, so samplers are compared where their texts are as varied as the data (arXiv 2604.02718).
+    """
+    curves, found, target = {}, {}, real["entropy"][0]
+    for path, numbers in results.items():
+        point = (numbers["entropy"][0], *numbers["nll"])
+        curves.setdefault(sampler_of(path, numbers["settings"]), []).append(point)
+    figure, axes = pyplot().subplots(figsize=(7, 4.5), layout="constrained")
+    for name, curve in curves.items():
+        x, nll, error = np.array(sorted(curve)).T
+        axes.errorbar(x, np.exp(nll), yerr=np.exp(nll) * error, marker="o", capsize=2, label=name)
+        at = matched(curve, target)
+        found[name] = {"curve": sorted(curve), "matched_nll": at, "matched_gen_ppl": at and [math.exp(at[0]), math.exp(at[0]) * at[1]]}
+        where = cell(found[name]["matched_gen_ppl"]) if at else f"not reached by its entropies, {x[0]:.2f} to {x[-1]:.2f}"
+        print(f"gen-PPL at the data's entropy {target:.3f}: {where}   {name}")
+    axes.plot(target, real["gen_ppl"][0], "k*", markersize=12, label="data")
+    axes.axvline(target, color="gray", linewidth=0.5)
+    axes.set(xlabel="unigram entropy of a text, nats", ylabel=f"gen-PPL by {cfg.judge}", yscale="log")
+    axes.legend(fontsize=8)
+    save_figure(cfg.frontier, figure)
+    return found
+
+
+# ---- the command line --------------------------------------------------------------------------------------------------------
+
+
+def gather(cfg, tok, eos):
+    """The files' first N rows, the N reference blocks and the N blocks after them (None when the data has too few), all as rows."""
+    files = {path: read_samples(path, tok) for path in cfg.samples}
+    fewest = min(files, key=lambda path: len(files[path]))
+    N = cfg.num_samples or len(files[fewest])
+    if len(files[fewest]) < max(2, N):
+        raise Problem(f"{fewest} holds {len(files[fewest])} texts, {max(2, N)} are needed: sample more, or lower --num_samples")
+    files = {path: rows[:N] for path, rows in files.items()}
+    everything = [row for rows in files.values() for row in rows]
+    length = cfg.length or max(3, max(len(row["ids"]) for row in everything))  # two EOS and a token
+    frame = framed(cfg, everything, eos)
+    real = blocks(cfg, 2 * N, length, frame)
+    if len(real) < N:
+        raise Problem(f"{cfg.data}'s validation split has {len(real)} blocks of {length} tokens, not {N}: use --num_samples {len(real)}")
+    print(f"{N:,} texts of each file against the first {N:,} blocks of {length} {tok.name} tokens"
+          f"{', framed by EOS,' if frame else ''} of {cfg.data}'s validation split", flush=True)
+    if len(real) < 2 * N:
+        print(f"note: it has {len(real)} blocks, fewer than {2 * N}: the data's own MAUVE and distances are left out")
+    return files, real[:N], real[N:] if len(real) == 2 * N else None
+
+
+def warn(path, numbers):
+    """Say what a reader of the table should know of a file."""
+    if numbers["empty_texts"]:
+        print(f"note: {numbers['empty_texts']} texts of {path} are empty; they count in all but gen-PPL")
+    if numbers.get("cut_texts"):
+        print(f"note: {numbers['cut_texts']} texts of {path} are longer than the judge reads and were cut")
+
+
+COLUMNS = ("mauve", "gen_ppl", "entropy", "js_1", "js_2", "js_4", "distinct_4", "repetition")
+
+
+def main(cfg):
+    device, meta = pick_device(cfg.device), load_meta(cfg.data, cfg.data_dir)
+    if cfg.frontier:
+        pyplot()  # its absence should be known before an hour of judging
+    tok = tokenizer(meta["tokenizer"])
+    files, real, more = gather(cfg, tok, meta["eos"])
+    judge = load_judge(cfg.judge, device) if cfg.judge != "none" else None
+    if judge:
+        if judge.tokenizer not in ("", tok.name):
+            raise Problem(f"{cfg.judge} reads {judge.tokenizer} tokens and {cfg.data} is in {tok.name}: train a judge on {cfg.data}")
+        print(f"judge {cfg.judge}: context {judge.context}, on {device}", flush=True)
+    own = compare(more, real, judge, cfg, device) if more else {}
+    data = compare(real, None, judge, cfg, device)
+    data |= {name: value for name, value in own.items() if name.startswith(("mauve", "js_"))}
+    results = {path: compare(rows, real, judge, cfg, device) | {"settings": rows[0]["settings"]} for path, rows in files.items()}
+    for path, numbers in results.items():
+        warn(path, numbers)
+    print("\n" + table(("", "N", *COLUMNS), [[name, row["num_samples"], *(row.get(column) for column in COLUMNS)]
+                                            for name, row in {f"{cfg.data} (data)": data, **results}.items()]))
+    if judge:
+        print(f"MAUVE: mean and spread over {cfg.seeds} k-means seeds, comparable only at equal N. Other errors are standard ones.")
+    curves = frontier(results, data, cfg) if cfg.frontier else None
+    if cfg.out:
+        about = judge and {"name": judge.name, "key": judge.key, "context": judge.context}
+        save_json(cfg.out, config=asdict(cfg), judge=about, data=data, samples=results, frontier=curves)
+
+
+if __name__ == "__main__":
+    run(lambda: main(CFG))

@@ -1,0 +1,171 @@
+"""Numbers that compare texts with texts: MAUVE, entropy, n-gram distances. No network here.
+
+MAUVE asks how much two clouds of features overlap (N texts, C features each); the others look at token ids. What the features are
+and where the texts come from is the caller's business. Ids are ints; a text is a 1-D tensor, array or list of them.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+ROWS = 8192  # distances to all centroids are computed for so many points at a time
+
+# ---- MAUVE (Pillutla et al., arXiv 2102.01454) -------------------------------------------------------------------------------
+
+
+def mauve(p, q, seeds=range(5), buckets=0, scaling=5.0):
+    """How well the samples' features p (n, C) cover those of the references q (m, C), and the reverse -> (len(seeds),) float64 in [0, 1].
+
+    The published defaults: rows of length 1, PCA to 0.9 of the variance, k-means on the union, area under the divergence curve. One
+    value per k-means seed; their spread says nothing about the spread over texts. Too few samples bias MAUVE, so give N beside it.
+    `buckets` = 0 means min(n, m) / 10, at least 2. Works on the device of p. ValueError if the features cannot be compared.
+    """
+    if p.ndim != 2 or q.ndim != 2 or p.shape[1] != q.shape[1]:
+        raise ValueError(f"MAUVE needs features (n, C) and (m, C) of one width, not {tuple(p.shape)} and {tuple(q.shape)}")
+    if min(len(p), len(q)) < 2:
+        raise ValueError(f"MAUVE needs at least 2 samples and 2 references, not {len(p)} and {len(q)}")
+    x = torch.cat([p.double(), q.to(p.device).double()])
+    if not x.isfinite().all():
+        raise ValueError("MAUVE needs finite features, but some are nan or infinite")
+    buckets = buckets or max(2, round(min(len(p), len(q)) / 10))
+    if not 0 < buckets <= len(x):
+        raise ValueError(f"MAUVE needs between 1 and n + m = {len(x)} buckets, not {buckets}")
+    x = principal_components(F.normalize(x))
+    labels = [kmeans(x, buckets, seed) for seed in seeds]
+    areas = [area(divergence_curve(histogram(b[: len(p)], buckets), histogram(b[len(p) :], buckets), scaling)) for b in labels]
+    return torch.tensor(areas, dtype=torch.float64)
+
+
+def principal_components(x, share=0.9):
+    """The fewest coordinates along principal axes that hold `share` of the variance: float64 x (N, C) -> (N, c)."""
+    x = x - x.mean(0)
+    variance, axes = torch.linalg.eigh(x.T @ x)  # ascending
+    mass = variance.flip(0).clamp(min=0).cumsum(0)
+    return x @ axes.flip(1)[:, : int((mass < share * mass[-1]).sum()) + 1]
+
+
+def kmeans(x, k, seed, restarts=5):
+    """Cluster x (N, c) into k -> labels (N,) of the best of some runs, by inertia (the sum of squared distances)."""
+    g = torch.Generator().manual_seed(seed)  # on the CPU, so that every device starts from the same points
+    return min((lloyd(x, k, g) for _ in range(restarts)), key=lambda run: run[0])[1]
+
+
+def lloyd(x, k, generator, iterations=500):
+    """Lloyd's algorithm from k random points of x (N, c) until no label changes -> inertia, labels (N,)."""
+    centroids, label = x[torch.randperm(len(x), generator=generator)[:k]], None
+    for _ in range(iterations):
+        before, (distance, label) = label, nearest(x, centroids)
+        if before is not None and torch.equal(before, label):
+            break
+        count = torch.bincount(label, minlength=k)
+        total = torch.zeros_like(centroids).index_add_(0, label, x)
+        centroids = torch.where(count[:, None] > 0, total / count[:, None], centroids)
+        if (count == 0).any():
+            split(centroids, count, label, generator)
+    return distance.sum().item(), label
+
+
+def split(centroids, count, label, generator):
+    """Give each empty cluster half of another, drawn in proportion to its size as faiss does: a centroid just beside the other's.
+
+    Copies of a text start as equal centroids, of which one gets every point. Where 30% of the samples were copies, MAUVE came out .02
+    above the package's if new centroids were drawn as k-means++ does, and .02 below if clusters stayed empty.
+    """
+    donor = label.cpu()[torch.randperm(len(label), generator=generator)[: (count == 0).sum()]]
+    sign = torch.randn(len(donor), centroids.shape[1], generator=generator).sign().to(centroids)
+    centroids[count == 0] = centroids[donor] * (1 + sign / 1024)
+
+
+def nearest(x, centroids):
+    """Squared distance (N,) of each point of x (N, c) to its nearest centroid (k, c), and which that is (N,)."""
+    half = centroids.square().sum(1) / 2  # |x - c|^2 / 2 = |c|^2 / 2 - x.c + a constant of the point
+    label = torch.cat([(half - rows @ centroids.T).argmin(1) for rows in x.split(ROWS)])
+    return (x - centroids[label]).square().sum(1), label
+
+
+def histogram(label, k):
+    """Labels (n,) in 0..k-1 -> their shares (k,), float64."""
+    return torch.bincount(label, minlength=k).double() / len(label)
+
+
+def divergence_curve(p, q, scaling=5.0):
+    """(exp(-c KL(q|r)), exp(-c KL(p|r))) for mixtures r = w p + (1-w) q of two histograms (k,) -> (27, 2), falling from (0, 1) to (1, 0).
+
+    MAUVE's equation 1 at 25 weights w, with c = `scaling`, and its two end points. Nothing is smoothed.
+    """
+    p, q = p[p + q > 0], q[p + q > 0]
+    w = torch.linspace(1 - 1e-6, 1e-6, 25, dtype=p.dtype, device=p.device)[:, None]
+    r = w * p + (1 - w) * q  # (25, k), nowhere 0
+    kl = torch.stack([torch.xlogy(h, h / r).sum(1) for h in (q, p)], 1)
+    ends = torch.eye(2, dtype=p.dtype, device=p.device)
+    return torch.cat([ends[1:], torch.exp(-scaling * kl), ends[:1]])
+
+
+def area(curve):
+    """Area under a falling curve (27, 2), by trapezoids. Integrating x over y gives the same number, so their mean is this as well."""
+    return torch.trapezoid(curve[:, 1], curve[:, 0]).item()
+
+
+# ---- token ids ---------------------------------------------------------------------------------------------------------------
+
+
+def entropy(texts):
+    """Unigram entropy of each text's ids on its own, in nats: N texts or ids (N, L) -> (N,) float64. ReMDM's convention; 0 to ln L."""
+    counts = [torch.as_tensor(text).unique(return_counts=True)[1].double() for text in texts]
+    return torch.tensor([torch.xlogy(c / c.sum(), c.sum() / c).sum().item() for c in counts], dtype=torch.float64)
+
+
+def ngrams(texts, n):
+    """All n-grams within texts, numbered so that equal ones and only those have equal numbers -> number (M,), text (M,) it is from."""
+    texts = [torch.as_tensor(text).cpu().numpy() for text in texts]
+    text = np.repeat(np.arange(len(texts)), [len(ids) for ids in texts])
+    ids = np.concatenate([np.zeros(0, np.int64), *texts]).astype(np.int64)
+    number = ids = np.unique(ids, return_inverse=True)[1]
+    for k in range(1, n):  # numbers stay below the number of tokens, so that the products fit an int64 whatever n and V
+        number = np.unique(number[:-1] * (ids.max(initial=0) + 1) + ids[k:], return_inverse=True)[1]
+    inside = text[: len(number)] == text[n - 1 :]
+    if not inside.any():
+        raise ValueError(f"there is no {n}-gram in {len(texts)} texts of at most {max(map(len, texts), default=0)} tokens")
+    return number[inside], text[: len(number)][inside]
+
+
+def ngram_js(texts, references, n):
+    """Jensen-Shannon divergence between the n-grams of two lists of texts, each pooled, in nats: 0 if equal, ln 2 if disjoint.
+
+    A finite sample is far from itself: compare only at equal numbers of tokens. ValueError if either list has no n-gram.
+    """
+    texts, references = list(texts), list(references)
+    number, text = ngrams([*texts, *references], n)
+    sides = [number[text < len(texts)], number[text >= len(texts)]]
+    if not all(map(len, sides)):
+        raise ValueError(f"there is no {n}-gram in the {'references' if len(sides[0]) else 'texts'}")
+    p, q = (np.bincount(side, minlength=number.max() + 1) / len(side) for side in sides)
+    m = (p + q) / 2
+    return 0.5 * sum((h[h > 0] * np.log(h[h > 0] / m[h > 0])).sum() for h in (p, q)).item()
+
+
+def distinct(texts, n):
+    """Different n-grams / all n-grams, pooled over texts (distinct-n of arXiv 1510.03055); it falls with their number."""
+    number, _ = ngrams(texts, n)
+    return len(np.unique(number)) / len(number)
+
+
+def repetition(texts, n=4):
+    """The share of a text's n-grams that have occurred earlier in it, averaged over the texts that have any -> float in [0, 1)."""
+    number, text = ngrams(texts, n)
+    total, first = np.bincount(text), np.bincount(np.unique(text * (number.max() + 1) + number) // (number.max() + 1))
+    return (1 - first[total > 0] / total[total > 0]).mean().item()
+
+
+def jackknife(statistic, texts, groups=10):
+    """Standard error of statistic(list of texts) -> float, by leaving out texts j, j + g, j + 2g... in turn; nan if there is but one group.
+
+    sqrt((g-1)/g sum_j (theta_-j - mean)^2), the delete-a-group jackknife; for smooth statistics. Fewer texts than groups: one each.
+    """
+    g = min(groups, len(texts))
+    if g < 2:
+        return math.nan
+    theta = np.array([statistic([text for i, text in enumerate(texts) if i % g != j]) for j in range(g)], dtype=np.float64)
+    return math.sqrt((g - 1) / g * np.square(theta - theta.mean()).sum())
