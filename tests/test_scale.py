@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import config
 import train
 from config import Problem
+from data import load_meta
 from dsl_loss import ce_by_snr
 from model import load_checkpoint
 from runtime import flops_per_token, memory_estimate, prefetch
@@ -83,9 +85,14 @@ def test_passes_without_endpoint_sequences_leave_the_bound_to_the_others(cfg):
     assert all(0 < row["bits_per_byte"] < 20 for row in map(json.loads, open(f"{cfg.out_dir}/log.jsonl")) if "loss" in row)
 
 
-def test_every_process_says_what_went_wrong(cfg):
+def test_a_process_says_what_went_wrong_and_which_it_is(cfg, monkeypatch):
     done = launch(cfg, processes=2, dataset="elsewhere")
-    assert done.returncode != 0 and "\nerror: no dataset" in "\n" + done.stderr and "[process 1] error: no dataset" in done.stderr
+    assert done.returncode != 0 and "error: no dataset" in done.stderr  # torchrun may stop the second to fail before it speaks
+    for rank, said in (("0", "error: no dataset"), ("1", "[process 1] error: no dataset")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            config.run(lambda: load_meta("elsewhere"))
+        assert stop.value.code.startswith(said)
 
 
 def test_a_batch_that_does_not_divide_is_said(cfg):
