@@ -71,9 +71,9 @@ def spread_windows(tokens, length, count, eos):
     """
     inner = length if eos is None else length - 2
     total = len(tokens) // inner
-    step = max(1, total // count)
-    starts = range(0, max(1, min(total, count * step)), step)
-    return torch.from_numpy(np.concatenate([val_windows(tokens[i * inner :], length, 1, eos) for i in starts]))
+    n = max(1, min(count, total))
+    starts = [i * total // n * inner for i in range(n)]
+    return torch.from_numpy(np.concatenate([val_windows(tokens[at:], length, 1, eos) for at in starts]))
 
 
 def load(cfg):
@@ -141,7 +141,7 @@ def bounds_table(results):
 
 
 def invariance_table(results):
-    head = ["model", "SNR / t_c", "CE direct, nats", "climb - direct", "forget - direct", "same z, change of p", "ECE", "by chance",
+    head = ["model", "SNR / t_c", "CE direct, nats", "climb - direct", "forget - direct", "same z: rounding of p", "ECE", "by chance",
             "confidence", "accuracy"]
     rows = [[model, f"{level:g}", r["ce"]["direct"], *(cell(r["ce_less_direct"][route], 4) for route in ("climb", "forget")),
              f"{r['largest_change']:.1e}", r["ece"], r["ece_by_chance"][0], r["confidence"], r["accuracy"]]

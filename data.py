@@ -39,11 +39,12 @@ def tokenizer(name):
     return tiktoken.Encoding(name, pat_str=r"[\s\S]{1,64}", mergeable_ranks=ranks, special_tokens=special)
 
 
-def encode(tok, text):
-    """Ids of a text that a user has typed. Raises Problem for characters that text8 does not know, on which tiktoken would panic."""
+def encode(tok, text, special=False):
+    """Ids of a text that a user has typed; with `special`, the text of EOS is EOS. Raises Problem for characters that text8 does not
+    know, on which tiktoken would panic."""
     if tok.name == "text8" and set(text) - set(" abcdefghijklmnopqrstuvwxyz"):
         raise Problem("this model knows only the letters a-z and space: write the text in them")
-    return tok.encode_ordinary(text)
+    return tok.encode(text, allowed_special="all") if special else tok.encode_ordinary(text)
 
 
 def sha256(path):

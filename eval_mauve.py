@@ -6,7 +6,8 @@
     python eval_mauve.py a.jsonl b.jsonl --data pydocs --judge out/judge/ckpt.pt --frontier frontier.png --out frontier.json
 
 The data itself is always a row of the table. References are the first N blocks of the validation split, without replacement; the data's
-own MAUVE and n-gram distances are those of the next N blocks. No text is dropped. Files of one frontier differ in temperature or top_p.
+own MAUVE and n-gram distances are those of the next N blocks. The files of one curve of the frontier differ in temperature, nucleus or
+seed alone (files that are not sampler.py's: are in one folder).
 """
 
 import contextlib
@@ -46,8 +47,10 @@ class Config:
             raise ValueError("--num_samples must be at least 2 (or 0 for all), --length cannot be negative")
         if self.seeds < 1 or self.batch_size < 1:
             raise ValueError("--seeds and --batch_size must be at least 1")
-        if self.frontier and self.judge == "none":
-            raise ValueError("--frontier needs a judge")
+        if len(set(self.samples)) < len(self.samples):
+            raise ValueError("a file of samples is named twice")
+        if self.frontier and (self.judge == "none" or not self.frontier.endswith((".png", ".pdf", ".svg"))):
+            raise ValueError("--frontier needs a judge, and a name that ends in .png, .pdf or .svg")
 
 
 def parse_args(argv=None):
@@ -59,10 +62,10 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 import numpy as np
 import torch
 
-from data import load_meta, load_tokens, tokenizer, val_windows
+from data import encode, load_meta, load_tokens, tokenizer, val_windows
 from dsl_loss import mean_and_stderr
 from judge import judged, load_judge
-from metrics import distinct, entropy, jackknife, mauve, ngram_js, repetition
+from metrics import distinct, entropy, mauve, ngram_js, repetition
 from model import pick_device
 from report import cell, pyplot, save_figure, save_json, table
 
@@ -77,22 +80,26 @@ def read_samples(path, tok):
         with open(path, encoding="utf-8") as f:
             for line in f:
                 row = json.loads(line)
-                if not isinstance(row.get("text"), str):
+                ids, nfe, settings = row.get("ids"), row.get("nfe"), row.get("settings", "")
+                good = isinstance(row.get("text"), str) and isinstance(settings, str) and isinstance(nfe, (int, float, type(None)))
+                if not good or ids is not None and not all(type(i) is int and i >= 0 for i in ids):
                     raise ValueError
-                ids = row["ids"] if "ids" in row else tok.encode(row["text"], allowed_special="all")
-                rows.append({"text": row["text"], "ids": ids, "settings": row.get("settings", ""), "nfe": row.get("nfe")})
-    except FileNotFoundError:
+                ids = encode(tok, row["text"], special=True) if ids is None else ids
+                rows.append({"text": row["text"], "ids": ids, "settings": settings, "nfe": nfe})
+    except (FileNotFoundError, IsADirectoryError):
         raise Problem(f"no samples at {path}: write them with `python sampler.py --num_samples 1000 --out {path}`") from None
-    except (ValueError, AttributeError, UnicodeDecodeError):
+    except (ValueError, TypeError, AttributeError):
         raise Problem(f"{path}, line {len(rows) + 1}: not a sample; each line must be a json object with a field text") from None
-    for row in rows[:10]:
-        if max(row["ids"], default=0) >= tok.n_vocab or tok.decode(row["ids"]) != row["text"]:
+    for number, row in enumerate(rows):
+        if max(row["ids"], default=0) >= tok.n_vocab or number < 10 and tok.decode(row["ids"]) != row["text"]:
             raise Problem(f"the ids of {path} are not {tok.name} tokens, as the data's are: name the --data that the model was trained on")
     return rows
 
 
 def framed(cfg, rows, eos):
     """Whether reference blocks stand between two EOS."""
+    if cfg.frame_eos == "yes" and eos is None:
+        raise Problem(f"--frame_eos yes: the tokenizer of {cfg.data} has no EOS")
     if cfg.frame_eos != "auto":
         return cfg.frame_eos == "yes"
     both = [bool(row["ids"]) and row["ids"][0] == eos and row["ids"][-1] == eos for row in rows]
@@ -114,8 +121,9 @@ def verdict(judge, rows, cfg, device):
     """The judge on rows -> (features (N, C), NLL (N,), tokens (N,), how many texts were cut). A judge with a tokenizer of its own reads the
     text, one of ours the ids. Of an empty text it sees that it begins: that counts in MAUVE, and adds no token to the likelihood."""
     ids = [judge.encode(row["text"]) if judge.encode else row["ids"] for row in rows]
-    texts = [torch.tensor(x or [max(0, judge.eos)], dtype=torch.int64) for x in ids]
+    texts = [torch.tensor(x or [max(0, judge.eos)] * judge.first, dtype=torch.int64) for x in ids]
     features, nll, tokens = judged(judge, texts, device, cfg.cache, cfg.batch_size)
+    features = features.to("cpu" if device.type == "mps" else device)  # MAUVE wants float64
     some = torch.tensor([bool(x) for x in ids])
     if not (tokens * some).any():
         raise Problem("no text holds a token whose likelihood could be judged: are these the right files?")
@@ -131,13 +139,12 @@ def likelihood(nll, tokens):
 
 def distances(rows, references):
     """What needs no judge: entropy, repetition, distinct n-grams and, given references, n-gram JS divergences -> dict."""
-    texts = [np.asarray(row["ids"]) for row in rows]
-    real = references and [np.asarray(row["ids"]) for row in references]
-    numbers = {"entropy": mean_and_stderr(entropy([torch.from_numpy(x) for x in texts])), "repetition": repetition(texts)}
+    texts = [torch.tensor(row["ids"], dtype=torch.int64) for row in rows]
+    numbers = {"entropy": mean_and_stderr(entropy(texts)), "repetition": mean_and_stderr(repetition(texts))}
     for n in range(1, 5):
         numbers[f"distinct_{n}"] = distinct(texts, n)
-        if real:
-            numbers[f"js_{n}"] = [ngram_js(texts, real, n), jackknife(lambda some, n=n: ngram_js(some, real, n), texts)]
+        if references:
+            numbers[f"js_{n}"] = ngram_js(texts, [row["ids"] for row in references], n)
     return numbers
 
 
@@ -150,19 +157,21 @@ def sentences():
         raise Problem(str(error)) from None
 
 
-def compare(rows, references, judge, cfg, device):
-    """All numbers of a set of texts, against the references if there are any -> dict; [value, error] where there is an error. Raises
-    Problem where a number cannot be had: texts without a 4-gram, features that are not finite."""
+def compare(rows, said, references=None, of_references=None, seeds=5):
+    """All numbers of a set of texts -> dict; [value, error] where there is an error. With `references`, also those against them.
+
+    `said` and `of_references` are the judge's verdicts, or None. Raises Problem for texts without a 4-gram and features not finite.
+    """
     numbers = {"num_samples": len(rows), "empty_texts": sum(not row["text"] for row in rows)}
     if all(row["nfe"] is not None for row in rows):
         numbers["nfe"] = sum(row["nfe"] for row in rows) / len(rows)
-    if judge:
-        features, nll, tokens, numbers["cut_texts"] = verdict(judge, rows, cfg, device)
+    if said:
+        features, nll, tokens, numbers["cut_texts"] = said
         numbers["nll"] = likelihood(nll, tokens)
         numbers["gen_ppl"] = [math.exp(numbers["nll"][0]), math.exp(numbers["nll"][0]) * numbers["nll"][1]]
         if references:
             with sentences():
-                values = mauve(features, verdict(judge, references, cfg, device)[0], range(cfg.seeds))
+                values = mauve(features, of_references[0], range(seeds))
             numbers["mauve"] = [values.mean().item(), values.std().item() if len(values) > 1 else None]
     with sentences():
         return numbers | distances(rows, references)
@@ -172,20 +181,28 @@ def compare(rows, references, judge, cfg, device):
 
 
 def matched(curve, target):
-    """The NLL at entropy `target` on a frontier: curve is a list of (entropy, NLL, standard error of NLL), interpolated linearly between
-    neighbours in entropy -> (NLL, standard error), or None where the curve does not reach."""
-    curve = sorted(curve)
-    for (low, a, sa), (high, b, sb) in zip(curve, curve[1:]):
-        if low <= target <= high:
-            w = (target - low) / (high - low) if high > low else 0.5
-            return a + w * (b - a), math.hypot((1 - w) * sa, w * sb)
+    """The NLL at the entropy `target` (value, error) on a frontier -> (NLL, standard error), or None where the curve does not reach.
+
+    curve is a list of (entropy, its error, NLL, its error), interpolated linearly between neighbours in entropy. Errors in entropy count
+    by the slope; that of the target is common to all curves.
+    """
+    (at, of_target), curve = target, sorted(curve)
+    for (low, dx, a, da), (high, dy, b, db) in zip(curve, curve[1:]):
+        if low <= at <= high and low < high:
+            w, slope = (at - low) / (high - low), (b - a) / (high - low)
+            across = math.hypot((1 - w) * dx, w * dy, of_target)
+            return a + w * (b - a), math.hypot((1 - w) * da, w * db, slope * across)
     return None
 
 
 def sampler_of(path, settings):
     """What a file's sampler was, but for temperature, nucleus and seed, by which the points of one curve differ."""
     swept = ("--temperature=", "--top_p=", "--nucleus=", "--seed=")
-    flags = [flag.removeprefix("--ckpt=").removeprefix("--") for flag in shlex.split(settings)[1:] if not flag.startswith(swept)]
+    try:
+        flags = shlex.split(settings)[1:]
+    except ValueError:  # settings of another program
+        flags = []
+    flags = [flag.removeprefix("--ckpt=").removeprefix("--") for flag in flags if not flag.startswith(swept)]
     return " ".join(flags) or os.path.dirname(path) or "."
 
 
@@ -194,20 +211,20 @@ def frontier(results, real, cfg):
 
     Low gen-PPL at low entropy is repetition, so samplers are compared where their texts are as varied as the data (arXiv 2604.02718).
     """
-    curves, found, target = {}, {}, real["entropy"][0]
+    curves, found, target = {}, {}, real["entropy"]
     for path, numbers in results.items():
-        point = (numbers["entropy"][0], *numbers["nll"])
+        point = (*numbers["entropy"], *numbers["nll"])
         curves.setdefault(sampler_of(path, numbers["settings"]), []).append(point)
     figure, axes = pyplot().subplots(figsize=(7, 4.5), layout="constrained")
     for name, curve in curves.items():
-        x, nll, error = np.array(sorted(curve)).T
-        axes.errorbar(x, np.exp(nll), yerr=np.exp(nll) * error, marker="o", capsize=2, label=name)
+        x, dx, nll, error = np.array(sorted(curve)).T
+        axes.errorbar(x, np.exp(nll), xerr=dx, yerr=np.exp(nll) * error, marker="o", capsize=2, label=name)
         at = matched(curve, target)
         found[name] = {"curve": sorted(curve), "matched_nll": at, "matched_gen_ppl": at and [math.exp(at[0]), math.exp(at[0]) * at[1]]}
         where = cell(found[name]["matched_gen_ppl"]) if at else f"not reached by its entropies, {x[0]:.2f} to {x[-1]:.2f}"
-        print(f"gen-PPL at the data's entropy {target:.3f}: {where}   {name}")
-    axes.plot(target, real["gen_ppl"][0], "k*", markersize=12, label="data")
-    axes.axvline(target, color="gray", linewidth=0.5)
+        print(f"gen-PPL at the data's entropy {target[0]:.3f}: {where}   {name}")
+    axes.plot(target[0], real["gen_ppl"][0], "k*", markersize=12, label="data")
+    axes.axvline(target[0], color="gray", linewidth=0.5)
     axes.set(xlabel="unigram entropy of a text, nats", ylabel=f"gen-PPL by {cfg.judge}", yscale="log")
     axes.legend(fontsize=8)
     save_figure(cfg.frontier, figure)
@@ -224,9 +241,12 @@ def gather(cfg, tok, eos):
     N = cfg.num_samples or len(files[fewest])
     if len(files[fewest]) < max(2, N):
         raise Problem(f"{fewest} holds {len(files[fewest])} texts, {max(2, N)} are needed: sample more, or lower --num_samples")
+    for path, rows in files.items():
+        if len(rows) > N:
+            print(f"note: {path} holds {len(rows):,} texts; the first {N:,} count")
     files = {path: rows[:N] for path, rows in files.items()}
     everything = [row for rows in files.values() for row in rows]
-    length = cfg.length or max(3, max(len(row["ids"]) for row in everything))  # two EOS and a token
+    length = max(3, cfg.length or max(len(row["ids"]) for row in everything))  # two EOS and a token
     frame = framed(cfg, everything, eos)
     real = blocks(cfg, 2 * N, length, frame)
     if len(real) < N:
@@ -246,7 +266,7 @@ def warn(path, numbers):
         print(f"note: {numbers['cut_texts']} texts of {path} are longer than the judge reads and were cut")
 
 
-COLUMNS = ("mauve", "gen_ppl", "entropy", "js_1", "js_2", "js_4", "distinct_4", "repetition")
+COLUMNS = ("nfe", "mauve", "gen_ppl", "entropy", "js_1", "js_2", "js_3", "js_4", "distinct_4", "repetition")
 
 
 def main(cfg):
@@ -260,16 +280,23 @@ def main(cfg):
         if judge.tokenizer not in ("", tok.name):
             raise Problem(f"{cfg.judge} reads {judge.tokenizer} tokens and {cfg.data} is in {tok.name}: train a judge on {cfg.data}")
         print(f"judge {cfg.judge}: context {judge.context}, on {device}", flush=True)
-    own = compare(more, real, judge, cfg, device) if more else {}
-    data = compare(real, None, judge, cfg, device)
-    data |= {name: value for name, value in own.items() if name.startswith(("mauve", "js_"))}
-    results = {path: compare(rows, real, judge, cfg, device) | {"settings": rows[0]["settings"]} for path, rows in files.items()}
-    for path, numbers in results.items():
+
+    def ask(rows):
+        return verdict(judge, rows, cfg, device) if judge else None
+
+    of_real = ask(real)
+    data = compare(real, of_real)
+    if more:
+        second = compare(more, ask(more), real, of_real, cfg.seeds)
+        data |= {name: value for name, value in second.items() if name.startswith(("mauve", "js_"))}
+    results = {path: {"settings": rows[0]["settings"], **compare(rows, ask(rows), real, of_real, cfg.seeds)} for path, rows in files.items()}
+    everything = {f"{cfg.data} (data)": data, **results}
+    for path, numbers in everything.items():
         warn(path, numbers)
     print("\n" + table(("", "N", *COLUMNS), [[name, row["num_samples"], *(row.get(column) for column in COLUMNS)]
-                                            for name, row in {f"{cfg.data} (data)": data, **results}.items()]))
-    if judge:
-        print(f"MAUVE: mean and spread over {cfg.seeds} k-means seeds, comparable only at equal N. Other errors are standard ones.")
+                                            for name, row in everything.items()]))
+    print(f"MAUVE: mean and spread over {cfg.seeds} k-means seeds. MAUVE, JS and distinct-n depend on N: compare at equal N. The other errors "
+          "are standard errors over texts.")
     curves = frontier(results, data, cfg) if cfg.frontier else None
     if cfg.out:
         about = judge and {"name": judge.name, "key": judge.key, "context": judge.context}

@@ -15,28 +15,29 @@ from tqdm import tqdm
 
 from config import Problem, optional, whole_file
 from dsl_loss import token_ce
-from model import load_checkpoint
+from model import load_checkpoint, rotary_table
 
+VERSION = 1  # of what a verdict means: raise it when `score` or `counted` changes, or old files of the cache would be believed
 CHUNK = 256  # texts in a file of the cache: so much is lost when a run is interrupted
 
 
 class Judge(NamedTuple):
-    """A causal language model. `key` is a hash of its weights."""
+    """A causal language model. `key` is a hash of its weights and of all else that decides its verdict."""
 
     name: str
     key: str
     context: int  # the longest text that it reads; longer ones are cut
     tokenizer: str  # the name of our tokenizer whose ids it reads, or "" when it has one of its own
     encode: object  # text (str) -> ids (list of int), with a tokenizer of its own
-    hidden: object  # ids (B, n) -> features (B, n, C); feature i has read all tokens that may predict token i + first
+    hidden: object  # ids (B, n) -> features (B, n + 1 - first, C); feature i predicts token i + first, the last has read the whole text
     head: object  # features (..., C) -> logits (..., V)
     first: int  # the first token that is predicted: 0 if the judge knows how texts begin, else 1
-    eos: int  # ids of this kind count once, as in MDLM's gen-PPL: the text ends there; -1 when each counts
+    eos: int  # of this id only the first counts in the likelihood, as in MDLM's gen-PPL; -1 when each counts
 
 
-def fingerprint(model):
-    """A hash of a module's weights, 16 hex digits."""
-    digest = hashlib.sha256()
+def fingerprint(model, *facts):
+    """A hash of a module's weights and of facts about it, 16 hex digits."""
+    digest = hashlib.sha256(repr((VERSION, *facts)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -53,21 +54,32 @@ def load_judge(name, device):
             raise Problem(f"{name} was trained by {ckpt['config']['objective']} and cannot judge: a judge is an autoregressive model, "
                           "trained with `train.py --objective ar`")
 
-        def hidden(x):  # the mask stands before the first token, see ar_logits
-            return model.hidden(model.embed_ids(torch.cat([torch.full_like(x[:, :1], model.mask_id), x[:, :-1]], 1)))
+        L, width = model.config.length, model.config.d_model // model.config.n_head
+        model.cos, model.sin = (x.to(device) for x in rotary_table(L + 1, width))  # the mask stands before the first token, see ar_logits
 
-        return Judge(name, fingerprint(model), model.config.length, ckpt["tokenizer"], None, hidden, model.head, 0, -1)
+        def hidden(x):
+            return model.hidden(model.embed_ids(torch.cat([x.new_full((len(x), 1), model.mask_id), x], 1)))
+
+        return Judge(name, fingerprint(model, ckpt["model_config"]), L, ckpt["tokenizer"], None, hidden, model.head, 0, -1)
     transformers = optional("transformers")
     try:
         tok = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, KeyError) as error:
         raise Problem(f"cannot load the judge {name!r}: go online once, or name a folder that transformers wrote, or an AR checkpoint "
                       f"of ours (.pt). {type(error).__name__}: {str(error).splitlines()[0]}") from None
     body, head = model.base_model, model.get_output_embeddings()
-    context = min(1024, model.config.max_position_embeddings)  # published numbers cut at 1,024
-    return Judge(name, fingerprint(model), context, "", lambda text: tok(text, verbose=False)["input_ids"],
-                 lambda x: body(x).last_hidden_state, head, 1, -1 if tok.eos_token_id is None else tok.eos_token_id)
+    context, eos = min(1024, getattr(model.config, "max_position_embeddings", 1024)), -1 if tok.eos_token_id is None else tok.eos_token_id
+
+    def hidden(x):
+        return body(x, use_cache=False).last_hidden_state
+
+    with torch.no_grad():
+        one, other = hidden(torch.tensor([[0, 1, 2], [0, 1, 3]], device=device))[:, :2]
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
+        raise Problem(f"{name} sees the tokens that it should predict: a judge must be a causal model, like gpt2-large")
+    key = fingerprint(model, model.config.to_json_string(), context, eos)  # published numbers cut at 1,024
+    return Judge(name, key, context, "", lambda text: tok(text, verbose=False)["input_ids"], hidden, head, 1, eos)
 
 
 def counted(judge, ids):
@@ -79,14 +91,14 @@ def counted(judge, ids):
 
 @torch.no_grad()
 def score(judge, texts, device):
-    """One pass over texts (list of 1-D int64 tensors, none empty) -> features (N, C) of their last tokens, NLL (N,) in nats, and over
-    how many tokens (N,). Texts are padded at the end, which a causal model cannot see."""
-    h = judge.hidden(pad_sequence(texts, batch_first=True).to(device))  # (N, n, C)
+    """One pass over texts (list of 1-D int64 tensors) -> features (N, C) after their last tokens, NLL (N,) in nats, and over how many
+    tokens (N,). Texts are padded at the end, which a causal model cannot see."""
+    h = judge.hidden(pad_sequence(texts, batch_first=True).to(device))  # (N, n + 1 - first, C)
     features, nll, tokens = [], [], []
     for row, ids in zip(h, texts):  # a text at a time: (n, V) logits are the largest thing here
         logits = judge.head(row[: len(ids) - judge.first])
         ce, counts = token_ce(logits[None], ids[None, judge.first :].to(device))[0].cpu().double(), counted(judge, ids)[judge.first :]
-        features.append(row[len(ids) - 1].float().cpu())
+        features.append(row[len(ids) - judge.first].float().cpu())
         nll.append(ce[counts].sum())
         tokens.append(counts.sum())
     return torch.stack(features), torch.stack(nll), torch.stack(tokens)
@@ -114,9 +126,9 @@ def judged(judge, texts, device, cache="", batch_size=16):
     """The judge's verdict on texts (list of 1-D int64 tensors): features (N, C), NLL (N,) in nats, tokens (N,).
 
     Each CHUNK of texts is kept in a file of the folder `cache`, named by what it holds: it is never judged twice, and an interrupted
-    run goes on where it was. A text that grew by appending keeps its first chunks. Raises Problem for an empty text.
+    run goes on where it was. A list that grew keeps its first chunks. Raises Problem for an empty text where the judge needs a token.
     """
-    if not all(len(ids) for ids in texts):
+    if not all(len(ids) >= judge.first for ids in texts):
         raise Problem("a text without any token has no features")
     parts = []
     for start in tqdm(range(0, len(texts), CHUNK), f"judging {len(texts):,} texts", leave=False, delay=1):

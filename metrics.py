@@ -131,19 +131,32 @@ def ngrams(texts, n):
     return number[inside], text[: len(number)][inside]
 
 
-def ngram_js(texts, references, n):
-    """Jensen-Shannon divergence between the n-grams of two lists of texts, each pooled, in nats: 0 if equal, ln 2 if disjoint.
+def js(p, q):
+    """Jensen-Shannon divergence in nats between counts p and q (K,)."""
+    p, q = p / p.sum(), q / q.sum()
+    m = (p + q) / 2
+    return 0.5 * sum((h[h > 0] * np.log(h[h > 0] / m[h > 0])).sum() for h in (p, q)).item()
+
+
+def ngram_js(texts, references, n, groups=10):
+    """Jensen-Shannon divergence between the n-grams of two lists of texts, each pooled -> (nats, standard error): 0 if equal, ln 2 if
+    disjoint. The error is a jackknife that leaves out every tenth text of both sides in turn; nan with fewer than two groups.
 
     A finite sample is far from itself: compare only at equal numbers of tokens. ValueError if either list has no n-gram.
     """
     texts, references = list(texts), list(references)
     number, text = ngrams([*texts, *references], n)
-    sides = [number[text < len(texts)], number[text >= len(texts)]]
-    if not all(map(len, sides)):
-        raise ValueError(f"there is no {n}-gram in the {'references' if len(sides[0]) else 'texts'}")
-    p, q = (np.bincount(side, minlength=number.max() + 1) / len(side) for side in sides)
-    m = (p + q) / 2
-    return 0.5 * sum((h[h > 0] * np.log(h[h > 0] / m[h > 0])).sum() for h in (p, q)).item()
+    ours = text < len(texts)
+    groups, K = max(1, min(groups, len(texts), len(references))), number.max() + 1
+    sides = []  # counts (groups, K) of both
+    for of, name in ((ours, "texts"), (~ours, "references")):
+        if not of.any():
+            raise ValueError(f"there is no {n}-gram in the {name}")
+        sides.append(np.bincount(number[of] + text[of] % groups * K, minlength=groups * K).reshape(groups, K))
+    p, q = (side.sum(0) for side in sides)
+    left = [js(p - a, q - b) for a, b in zip(*sides) if a.sum() < p.sum() and b.sum() < q.sum()]
+    error = math.sqrt((len(left) - 1) * np.var(left)) if len(left) > 1 else math.nan
+    return js(p, q), error
 
 
 def distinct(texts, n):
@@ -153,19 +166,7 @@ def distinct(texts, n):
 
 
 def repetition(texts, n=4):
-    """The share of a text's n-grams that have occurred earlier in it, averaged over the texts that have any -> float in [0, 1)."""
+    """The share of each text's n-grams that have occurred earlier in it -> float64 tensor in [0, 1), of the texts that have any."""
     number, text = ngrams(texts, n)
     total, first = np.bincount(text), np.bincount(np.unique(text * (number.max() + 1) + number) // (number.max() + 1))
-    return (1 - first[total > 0] / total[total > 0]).mean().item()
-
-
-def jackknife(statistic, texts, groups=10):
-    """Standard error of statistic(list of texts) -> float, by leaving out texts j, j + g, j + 2g... in turn; nan if there is but one group.
-
-    sqrt((g-1)/g sum_j (theta_-j - mean)^2), the delete-a-group jackknife; for smooth statistics. Fewer texts than groups: one each.
-    """
-    g = min(groups, len(texts))
-    if g < 2:
-        return math.nan
-    theta = np.array([statistic([text for i, text in enumerate(texts) if i % g != j]) for j in range(g)], dtype=np.float64)
-    return math.sqrt((g - 1) / g * np.square(theta - theta.mean()).sum())
+    return torch.from_numpy(1 - first[total > 0] / total[total > 0])

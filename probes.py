@@ -149,7 +149,7 @@ def repair(cfg, model, way, draft, truth, name):
     for kept in (0.99, 0.98):
         tau = threshold(margin[tune][~error[tune]], kept)
         result[f"at_{100 * kept:.0f}"] = {"tau": tau, **outcome(torch.where(margin > tau, best, draft)[test], test)}
-    texts = []
+    texts, tau = [], result["at_98"]["tau"]
     for _, x in batches(cfg, model, draft[test], f"{name}, {cfg.refine} rounds"):
         for _ in range(cfg.refine):
             best, margin, *_ = look(cfg, model, way, x)
@@ -168,7 +168,7 @@ def tokens_of(answers, truth, numbers, where, step=0):
     return torch.stack([window, torch.full_like(window, step), top.exp(), best == truth[where].cpu(), -log_p, entropy], 1).double()
 
 
-def judged(tokens):
+def calibration_of(tokens):
     """Calibration of tokens (n, 6): ECE and what chance alone would make of it, mean confidence, accuracy and NLL, each with its error."""
     window, _, confidence, correct, nll, entropy = tokens.unbind(1)
     scores = {"tokens": len(tokens), "ece": jackknife(lambda keep: ece(confidence[keep], correct[keep]), window),
@@ -211,8 +211,8 @@ def calibration(cfg, run, windows, meta):
                 found.setdefault("own, shown as evidence", []).append(rows)
     result = {}
     for kind, tokens in ((kind, torch.cat(parts)) for kind, parts in found.items() if sum(map(len, parts))):
-        steps = {int(step): judged(tokens[tokens[:, 1] == step]) for step in tokens[:, 1].unique()}
-        result[kind] = judged(tokens) | ({"by_step": steps} if len(steps) > 1 else {})
+        steps = {int(step): calibration_of(tokens[tokens[:, 1] == step]) for step in tokens[:, 1].unique()}
+        result[kind] = calibration_of(tokens) | ({"by_step": steps} if len(steps) > 1 else {})
     return result
 
 
@@ -293,7 +293,7 @@ def invariance(cfg, run, windows, meta):
         ce = {route: torch.cat(parts) for route, parts in ce.items()}
         result[level] = {"windows": len(windows), "ce": {route: mean_and_stderr(values) for route, values in ce.items()},
                          "ce_less_direct": {route: mean_and_stderr(ce[route] - ce["direct"]) for route in ("climb", "forget")},
-                         "largest_change": change, **judged(torch.cat(tokens))}
+                         "largest_change": change, **calibration_of(torch.cat(tokens))}
     return result
 
 

@@ -22,10 +22,17 @@ def table(header, rows):
                      for line in lines)
 
 
+def plain(value):
+    """nan is no json: it becomes null."""
+    if isinstance(value, dict):
+        return {name: plain(x) for name, x in value.items()}
+    return [plain(x) for x in value] if isinstance(value, (list, tuple)) else None if value != value else value
+
+
 def save_json(path, **numbers):
     """Write numbers, with the command and the commit that made them, to a json, whole or not at all."""
     with whole_file(path) as f:
-        f.write(f"{json.dumps({**provenance(), **numbers}, indent=1)}\n".encode())
+        f.write(f"{json.dumps(plain({**provenance(), **numbers}), indent=1, allow_nan=False)}\n".encode())
     print(f"saved {path}")
 
 

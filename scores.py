@@ -26,7 +26,7 @@ def jackknife(statistic, window, groups=GROUPS):
     in turn. The error is that of the value, bias or not: an ECE that chance has raised stays raised."""
     group = window.long() % groups
     values = torch.tensor([statistic(group != g) for g in group.unique()], dtype=torch.float64)
-    spread = (values - values.mean()).square().sum() * (len(values) - 1) / len(values)
+    spread = (values - values.mean()).square().sum() * (len(values) - 1) / len(values) if len(values) > 1 else torch.tensor(math.nan)
     return float(statistic(torch.ones_like(group, dtype=torch.bool))), spread.sqrt().item()
 
 

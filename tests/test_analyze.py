@@ -235,9 +235,11 @@ def test_windows_are_spread_over_the_whole_split(eos):
     tokens = np.arange(1000, dtype=np.uint16)
     found = analyze.spread_windows(tokens, 10, 20, eos)
     inner = found[:, 1:-1]
-    assert found.shape == (20, 10) and (inner.diff(dim=1) == 1).all() and (inner[:, 0].diff() == (50 if eos is None else 48)).all()
+    assert found.shape == (20, 10) and (inner.diff(dim=1) == 1).all()
+    assert set(inner[:, 0].diff().tolist()) == ({50} if eos is None else {48, 56})  # 100 windows, or 125
     assert (found[:, [0, -1]] == eos).all() if eos else (found[:, 1:].diff(dim=1) == 1).all()
     assert torch.equal(analyze.spread_windows(tokens, 10, 500, eos), torch.from_numpy(val_windows(tokens, 10, 500, eos)))
+    assert analyze.spread_windows(tokens, 10, 60, eos).max() >= 980  # also where the count does not divide
     with pytest.raises(Problem, match="fewer than one window"):
         analyze.spread_windows(tokens[:5], 10, 20, eos)
 

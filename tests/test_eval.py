@@ -14,7 +14,7 @@ import judge as judges
 from config import Problem
 from data import load_meta, load_tokens, tokenizer, val_windows
 from eval_mauve import likelihood, matched, parse_args, sampler_of
-from judge import counted, fingerprint, judge_chunk, judged, load_judge
+from judge import counted, judge_chunk, judged, load_judge
 from model import DSL, ModelConfig, load_checkpoint, save_checkpoint
 from train import main as train
 from validate import bits_per_byte
@@ -86,9 +86,12 @@ def test_texts_of_any_length_are_judged_as_if_alone(tmp_path):
 
 def test_the_judges_features_have_read_the_text(tmp_path):
     judge, (ids,) = load_judge(saved(causal(), tmp_path / "j.pt"), CPU), texts([9])
-    other = ids.clone()
-    other[0] = 65
-    assert not torch.allclose(judged(judge, [ids], CPU)[0], judged(judge, [other], CPU)[0])
+    for place in (0, 8):
+        other = ids.clone()
+        other[place] = 65
+        assert not torch.allclose(judged(judge, [ids], CPU)[0], judged(judge, [other], CPU)[0])
+    assert judged(judge, [ids[:0]], CPU)[2] == 0  # an empty text has features as well
+    assert torch.isfinite(judged(judge, texts([16]), CPU)[0]).all()  # the longest
 
 
 def test_only_the_first_eos_is_counted(tmp_path):
@@ -167,7 +170,8 @@ def test_a_cached_verdict_equals_a_fresh_one_and_an_interrupted_run_goes_on(tmp_
 
 def test_another_judge_or_another_text_is_no_cache_hit(tmp_path):
     one, other = (load_judge(saved(causal(seed), tmp_path / f"{seed}.pt"), CPU) for seed in (0, 1))
-    assert one.key != other.key and one.key == fingerprint(causal(0))
+    assert one.key != other.key and one.key == load_judge(saved(causal(0), tmp_path / "again.pt"), CPU).key
+    assert one.key != load_judge(saved(causal(0, n_head=4), tmp_path / "heads.pt"), CPU).key
     first = judged(one, texts([5, 9]), CPU, str(tmp_path / "cache"))
     assert not torch.equal(first[1], judged(other, texts([5, 9]), CPU, str(tmp_path / "cache"))[1])
     assert not torch.equal(first[1], judged(one, texts([5, 9], seed=1), CPU, str(tmp_path / "cache"))[1])
@@ -186,10 +190,10 @@ def test_likelihood_is_a_ratio_of_sums_with_the_error_of_one():
 
 
 def test_matched_entropy_interpolates_and_never_extrapolates():
-    curve = [(5.0, 3.0, 0.3), (4.0, 2.0, 0.4), (6.0, 5.0, 0.1)]
-    assert matched(curve, 4.0) == pytest.approx((2.0, 0.4))
-    assert matched(curve, 5.5) == pytest.approx((4.0, math.hypot(0.15, 0.05)))
-    assert matched(curve, 6.1) is None and matched(curve[:1], 5.5) is None
+    curve = [(5.0, 0, 3.0, 0.3), (4.0, 0, 2.0, 0.4), (6.0, 0.02, 5.0, 0.1)]
+    assert matched(curve, (4.0, 0)) == pytest.approx((2.0, 0.4))
+    assert matched(curve, (5.5, 0.03)) == pytest.approx((4.0, math.hypot(0.15, 0.05, 2 * math.hypot(0.01, 0.03))))
+    assert matched(curve, (6.1, 0)) is None and matched(curve[:1], (5.5, 0)) is None
 
 
 def test_files_of_one_sampler_make_one_curve():
@@ -211,7 +215,7 @@ def test_frontier_end_to_end(cfg, tmp_path):
     (curve,) = result["frontier"].values()
     entropies = [point[0] for point in curve["curve"]]
     assert entropies == sorted(entropies) and len(entropies) == 3
-    low, high = sorted(point[1] for point in curve["curve"])[::2]
+    low, high = sorted(point[2] for point in curve["curve"])[::2]
     assert low <= curve["matched_nll"][0] <= high and (tmp_path / "f.png").stat().st_size > 5000
     assert result["samples"][files[0]]["js_1"][0] > result["samples"][files[1]]["js_1"][0]
 
@@ -234,6 +238,10 @@ def test_bad_input_is_one_sentence(cfg, tmp_path, monkeypatch):
     says("holds 1 texts, 2 are needed", sample_file(tmp_path / "one.jsonl", texts([16])), "--judge", "none")
     says("6 texts, 50 are needed", good, "--judge", "none", "--num_samples", "50")
     says("has 250 blocks of 16 tokens, not 300", sample_file(tmp_path / "many.jsonl", texts([16] * 300)), "--judge", "none")
+    for more in ('"ids": ["b"]', '"ids": [-1]', '"nfe": "b"', '"settings": 1', "oops"):
+        (tmp_path / "bad.jsonl").write_text(f'{{"text": "a", {more}}}\n')
+        says("line 1: not a sample", f"{tmp_path}/bad.jsonl", "--judge", "none")
+    says("no samples at", str(tmp_path), "--judge", "none")
     says("no 4-gram", sample_file(tmp_path / "short.jsonl", texts([1] * 5)), "--judge", "none")
     broken = causal()
     torch.nn.init.constant_(broken.norm.weight, math.nan)
@@ -244,7 +252,8 @@ def test_bad_input_is_one_sentence(cfg, tmp_path, monkeypatch):
     says("pip install transformers", good, "--judge", "gpt2-large")
 
 
-@pytest.mark.parametrize("bad", ["--judge none", "a.jsonl --num_samples 1", "a.jsonl --seeds 0", "a.jsonl --judge none --frontier f.png"])
+@pytest.mark.parametrize("bad", ["--judge none", "a.jsonl --num_samples 1", "a.jsonl --seeds 0", "a.jsonl --judge none --frontier f.png",
+                                 "a.jsonl a.jsonl", "a.jsonl --frontier f.xyz"])
 def test_bad_flags_are_usage_errors(bad, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_args(shlex.split(bad))
