@@ -38,9 +38,9 @@ results: out/demo/ckpt.pt
 	$(BIN)python sampler.py --steps 32 --num_samples 256 --path mdlm --report results/demo_mdlm.json --show 0
 	$(BIN)python sampler.py --steps 32 --num_samples 256 --report results/demo_posterior.json --show 0
 
-# README's evaluation: a judge and an MDLM of the demo's size (five minutes each), 12 sets of samples, the frontier, the four analyses.
+# README's evaluation: a judge and an MDLM of the demo's size (five minutes each), 15 sets of samples, the frontier, the four analyses.
 # After another training, rm -r out/eval: the sampler does not mix texts of two checkpoints.
-TEMPERATURES = 0.7 0.85 1.0 1.15
+TEMPERATURES = 0.7 0.85 1.0 1.15 1.6
 evaluate: out/judge/ckpt.pt out/mdlm/ckpt.pt $(foreach t,$(TEMPERATURES),$(foreach who,posterior remdm mdlm,out/eval/$(who)-$(t).jsonl))
 	$(BIN)python eval_mauve.py $(filter %.jsonl,$^) --data pydocs --judge out/judge/ckpt.pt --frontier results/frontier.png --out results/frontier.json
 	$(BIN)python analyze.py correction --ckpt out/demo/ckpt.pt out/mdlm/ckpt.pt --out results/correction

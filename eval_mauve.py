@@ -289,14 +289,15 @@ def main(cfg):
     if more:
         second = compare(more, ask(more), real, of_real, cfg.seeds)
         data |= {name: value for name, value in second.items() if name.startswith(("mauve", "js_"))}
-    results = {path: {"settings": rows[0]["settings"], **compare(rows, ask(rows), real, of_real, cfg.seeds)} for path, rows in files.items()}
+    results = {path: {"settings": rows[0]["settings"], **compare(rows, ask(rows), real, of_real, cfg.seeds)}
+               for path, rows in files.items()}
     everything = {f"{cfg.data} (data)": data, **results}
     for path, numbers in everything.items():
         warn(path, numbers)
     print("\n" + table(("", "N", *COLUMNS), [[name, row["num_samples"], *(row.get(column) for column in COLUMNS)]
                                             for name, row in everything.items()]))
-    print(f"MAUVE: mean and spread over {cfg.seeds} k-means seeds. MAUVE, JS and distinct-n depend on N: compare at equal N. The other errors "
-          "are standard errors over texts.")
+    print(f"MAUVE: mean and spread over {cfg.seeds} k-means seeds. MAUVE, JS and distinct-n depend on N: compare at equal N. The other "
+          "errors are standard errors over texts.")
     curves = frontier(results, data, cfg) if cfg.frontier else None
     if cfg.out:
         about = judge and {"name": judge.name, "key": judge.key, "context": judge.context}
