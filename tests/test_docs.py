@@ -70,6 +70,28 @@ def test_readme_numbers_stand_in_their_json():
         assert f"{result['known_words']:.3f}" in row and f"{result['training']['validation']['roar'][0]:.3f}" in row
 
 
+def test_numbers_of_the_evaluation_stand_in_their_json():
+    """Every value with its error in the tables of results/README.md and of README's evaluation is one of the jsons', as rounded there."""
+    known = set()
+
+    def collect(value):
+        if isinstance(value, dict):
+            for x in value.values():
+                collect(x)
+        elif isinstance(value, list) and len(value) == 2 and all(isinstance(x, float) for x in value):
+            for digits, scale in ((1, 1), (2, 1), (3, 1), (1, 100)):
+                known.add(" ± ".join(f"{scale * x:.{digits}f}" for x in value))
+        elif isinstance(value, list):
+            for x in value:
+                collect(x)
+
+    for path in (ROOT / "results").glob("*.json"):
+        collect(json.loads(path.read_text()))
+    evaluation = README[README.index("## Evaluation") : README.index("## Results")]
+    stated = re.findall(r"\d+\.\d+ ± \d+\.\d+", evaluation + (ROOT / "results" / "README.md").read_text())
+    assert len(stated) > 50 and not set(stated) - known
+
+
 def test_files_fit_a_sitting_and_functions_a_screen():
     for path in [*SOURCES, *sorted((ROOT / "tests").glob("*.py")), ROOT / "README.md"]:
         text = path.read_text()
