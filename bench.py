@@ -1,54 +1,71 @@
 """Measure what is fast against the obvious way to do it, side by side in one run.
 
     python bench.py sample                       # a sampling step outside the backbone: head, nucleus, draw
-    python bench.py sample --out results/bench_sample.json
+    python bench.py train --preset demo          # forward and backward of the losses, and their memory
+    python bench.py train --batch_size 2 --out results/bench_train.json
 
-The obvious way is that of the public MDLM and ReMDM code: logits of every position, softmax, a full sort for the nucleus, float64 Gumbel
-noise over the whole vocabulary, at every step. Ours draws only at the positions that the step reveals.
+The obvious way is that of the public MDLM and ReMDM code. Sampling: logits of every position, softmax, a full sort for the nucleus, float64
+Gumbel noise over the whole vocabulary, at every step; ours draws only at the positions that the step reveals. Training: float32 logits
+of the whole batch, and the view of every noisy token, all kept for the backward pass; ours computes them again, a piece at a time.
 """
 
 import platform
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from config import arg, parse, run
+
+PRESETS = {"owt": {}, "demo": dict(vocab_size=257, length=128, n_layer=4, n_head=4, d_model=128, d_embed=32, batch_size=16)}
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to measure, at the shape of OpenWebText's model."""
+    """What to measure, and at which shape."""
 
-    what: str = arg("sample", "what to measure", choices=("sample",), positional=True)
+    what: str = arg("sample", "what to measure", choices=("sample", "train", "memory"), positional=True)
+    preset: str = arg("owt", "the shape, which other flags override: OpenWebText's model, or the demo's", choices=tuple(PRESETS))
     vocab_size: int = arg(50_257, "V")
     length: int = arg(1024, "L")
+    n_layer: int = arg(12, "transformer blocks")
+    n_head: int = arg(12, "attention heads")
     d_model: int = arg(768, "C")
-    steps: int = arg(256, "T: a step reveals L / T tokens on average")
+    d_embed: int = arg(64, "D")
+    endpoint: float = arg(0.5, "train: share of sequences made of clean and masked tokens only")
+    steps: int = arg(256, "sample: T, a step reveals L / T tokens on average")
     batch_size: int = arg(1, "texts at a time")
-    top_p: float = arg(0.9, "nucleus")
+    top_p: float = arg(0.9, "sample: nucleus")
     repeats: int = arg(7, "timed repeats after one warm-up; the median counts, the quartiles are its spread")
+    compile: bool = arg(False, "train: torch.compile the loss")
+    plain: bool = arg(False, "memory: of the obvious way")
+    dtype: str = arg("auto", "train: precision of the matrix products", choices=("auto", "float32", "bfloat16"))
     out: str = arg("", "write the numbers to this json")
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
 
     def __post_init__(self):
-        if min(self.vocab_size, self.length, self.d_model, self.steps, self.batch_size, self.repeats) < 1:
+        if min(self.vocab_size, self.length, self.d_model, self.steps, self.batch_size, self.repeats, self.n_layer, self.d_embed) < 1:
             raise ValueError("sizes and counts must be at least 1")
+        if not 0 <= self.endpoint <= 1 or self.d_model % (2 * self.n_head):
+            raise ValueError("--endpoint must be between 0 and 1, --d_model an even multiple of --n_head")
 
 
 def parse_args(argv=None):
-    return parse(Config, argv, description=__doc__)
+    return parse(Config, argv, PRESETS, __doc__)
 
 
 CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import torch
 
-from model import pick_device
+import model as network
+from dsl_loss import SNRMix, critical_snr, draw_corruption, dsl_loss, feature_ce, keyed_draws, mdlm_loss, stratified
+from model import DSL, ModelConfig, autocast, pick_device
 from paths import PATHS
-from report import save_json
+from report import save_json, table
+from runtime import flops_per_token, matmul_ceiling, memory_in_use
 from sampler_config import parse_args as sampling_args
 from state import State
-
-
 class Head:
     """A network whose backbone costs nothing: fixed features, and a real head. Its logits are as peaked as a trained model's."""
 
@@ -120,19 +137,98 @@ def sample(cfg, device):
             "obvious": timed(obvious, cfg.repeats, device)}
 
 
+# ---- training ----------------------------------------------------------------------------------------------------------------
+
+
+def plainly(loss):
+    """`loss` the obvious way: everything of (tokens, V) at once, and kept."""
+    def whole(*args):
+        pieces, network.WIDE = network.WIDE, float("inf")
+        try:
+            return loss(*args)
+        finally:
+            network.WIDE = pieces
+    return whole
+
+
+def train(cfg, device):
+    """Forward and backward of a batch, without the optimiser: the MDLM and the DSL loss, and DSL the obvious way -> {name: times}."""
+    torch.manual_seed(0)
+    net = DSL(ModelConfig(cfg.vocab_size, cfg.length, cfg.n_layer, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device)
+    t_c, mix = critical_snr(cfg.vocab_size), SNRMix(cfg.endpoint)
+    n_end = round(cfg.batch_size * cfg.endpoint)
+    losses = {"mdlm": mdlm_loss, "dsl": dsl_loss, "dsl, obvious": plainly(dsl_loss)}
+    if cfg.compile:
+        losses = {name: torch.compile(loss) for name, loss in losses.items() if "obvious" not in name}
+
+    def step(name, loss):
+        def once(i):
+            samples = list(range(i * cfg.batch_size, (i + 1) * cfg.batch_size))
+            x0 = torch.randint(cfg.vocab_size, (cfg.batch_size, cfg.length), device=device)
+            if name == "mdlm":
+                noise = stratified(0, samples).float().clamp(min=1e-3).to(device), keyed_draws(0, samples, cfg.length, None, device)[0]
+            else:  # endpoint sequences first, n_end of them whatever the batch
+                parts = [draw_corruption(0, rows, cfg.length, cfg.d_embed, t_c, mix._replace(endpoint=share), device)
+                         for rows, share in ((samples[:n_end], 1.0), (samples[n_end:], 0.0)) if rows]
+                noise = torch.cat([snr for snr, _ in parts]), torch.cat([eps for _, eps in parts])
+            with autocast(device, cfg.dtype):
+                loss(net, x0, *noise)[0].backward()
+            net.zero_grad()
+        return once
+
+    times = {name: timed(step(name, loss), cfg.repeats, device) for name, loss in losses.items()}
+    ceiling, tokens = matmul_ceiling(device, autocast(device, cfg.dtype)), cfg.batch_size * cfg.length
+    for name, measured in times.items():
+        share = 1.0 if name == "mdlm" else n_end / cfg.batch_size
+        measured["tokens_per_s"] = tokens / measured["median_s"]
+        measured["mfu"] = measured["tokens_per_s"] * flops_per_token(net.config, share) / ceiling
+    return times | {"matmul_ceiling_flops": ceiling}
+
+
+def memory(cfg, device):
+    """Peak GiB that the cross-entropy of features (B, L, C) and its gradients add to what is there before."""
+    h = torch.randn(cfg.batch_size, cfg.length, cfg.d_model, device=device, requires_grad=True)
+    x0 = torch.randint(cfg.vocab_size, h.shape[:2], device=device)
+    net = DSL(ModelConfig(cfg.vocab_size, 1, 1, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device)
+    before, loss = memory_in_use(device), plainly(feature_ce) if cfg.plain else feature_ce
+    with autocast(device, cfg.dtype):
+        loss(net, h, x0).mean().backward()
+    return memory_in_use(device) - before
+
+
+# ---- the command line --------------------------------------------------------------------------------------------------------
+
+
+def peaks(cfg):
+    """`memory` of both ways at 8 x L tokens, each in a process of its own, as a peak never falls -> {name: GiB}."""
+    flags = [f"--{name}={getattr(cfg, name)}" for name in ("vocab_size", "length", "d_model", "n_head", "dtype", "device")]
+    command = [sys.executable, __file__, "memory", "--batch_size", "8", *flags]
+    ways = {"ours": [], "obvious": ["--plain"]}
+    return {name: float(subprocess.run(command + way, check=True, capture_output=True, text=True).stdout.split()[-1])
+            for name, way in ways.items()}
+
+
 def main(cfg):
     device = pick_device(cfg.device)
-    print(f"one step of {cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, T = {cfg.steps}, on {device}", flush=True)
-    result = sample(cfg, device)
-    ratio = {name: result["obvious"]["median_s"] / result[name]["median_s"] for name in ("ours", "posterior")}
-    for name, times in result.items():
-        low, high = times["quartiles_s"]
-        print(f"{name:10} {1000 * times['median_s']:10.2f} ms   quartiles {1000 * low:.2f} to {1000 * high:.2f}")
-    print(f"obvious / ours {ratio['ours']:.1f}, obvious / posterior {ratio['posterior']:.1f}")
+    if cfg.what == "memory":
+        return print(memory(cfg, device))
+    print(f"{cfg.what}: {cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, on {device}", flush=True)
+    result = {"sample": sample, "train": train}[cfg.what](cfg, device)
+    times = {name: measured for name, measured in result.items() if isinstance(measured, dict)}
+    base, ratio_of = ("obvious", "obvious / this") if cfg.what == "sample" else ("mdlm", "this / mdlm")
+    ratio = {name: t["median_s"] / times[base]["median_s"] for name, t in times.items()}
+    if cfg.what == "sample":
+        ratio = {name: 1 / r for name, r in ratio.items()}
+    rows = [[name, f"{1000 * t['median_s']:.2f}", " to ".join(f"{1000 * q:.2f}" for q in t["quartiles_s"]), f"{ratio[name]:.2f}"]
+            + ([f"{t['tokens_per_s']:,.0f}", f"{t['mfu']:.1%}"] if "mfu" in t else []) for name, t in times.items()]
+    print(table(["", "ms", "quartiles", ratio_of, "tokens/s", "MFU"][: len(rows[0])], rows))
+    if cfg.what == "train":
+        result["loss_memory_gib"] = peaks(cfg)
+        print("cross-entropy of 8 x L tokens, peak GiB: " + ", ".join(f"{k} {v:.2f}" for k, v in result["loss_memory_gib"].items()))
     if cfg.out:
-        about = {"processor": platform.processor() or platform.machine(), "device": str(device), "threads": torch.get_num_threads(),
+        about = {"processor": platform.processor() or platform.machine(), "device_used": str(device), "threads": torch.get_num_threads(),
                  "torch": torch.__version__}
-        save_json(cfg.out, **about, **cfg.__dict__, **result, ratio=ratio)
+        save_json(cfg.out, **about, **asdict(cfg), **result, ratio=ratio)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from model import in_chunks
+
 # ---- the channel -------------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +107,12 @@ def token_ce(logits, x0):
     return F.cross_entropy(logits.flatten(0, 1), x0.flatten(), reduction="none").view_as(x0)
 
 
+def feature_ce(model, h, x0):
+    """As token_ce(model.head(h), x0), from features h (B, L, C), without holding the logits of all tokens at once."""
+    ce = in_chunks(lambda h, x: token_ce(model.head(h)[None], x[None])[0], len(model.E), h.flatten(0, 1), x0.flatten())
+    return ce.view_as(x0)
+
+
 def masked_mean(ce, masked):
     """Mean of ce (B, L) over the masked positions of each sequence -> (B,)."""
     return (ce * masked).sum(-1) / masked.sum(-1)
@@ -120,7 +128,7 @@ def dsl_ce(model, x0, snr, eps):
     if len(eps):
         h.append(model.embed_noisy(add_noise(F.embedding(x0[n_end:], model.E), snr[n_end:], eps)))
     dtype = h[0].dtype
-    return token_ce(model(torch.cat([part.to(dtype) for part in h])), x0)
+    return feature_ce(model, model.hidden(torch.cat([part.to(dtype) for part in h])), x0)
 
 
 def dsl_loss(model, x0, snr, eps):
@@ -138,20 +146,25 @@ def mdlm_loss(model, x0, t, u):
     u (B, L) uniform decides the masks. A token that is shown carries over and costs nothing; the mask is never predicted.
     """
     masked = u < t[:, None]
-    ce = token_ce(model(model.embed_ids(torch.where(masked, model.mask_id, x0))), x0)
+    ce = feature_ce(model, model.hidden(model.embed_ids(torch.where(masked, model.mask_id, x0))), x0)
     loss = (ce * masked / t[:, None]).mean()
     return loss, loss.detach()
 
 
-def ar_logits(model, x0):
-    """Logits (B, L, V) of every token given those before it; the mask stands where the first token has no predecessor."""
+def ar_hidden(model, x0):
+    """Features (B, L, C) that predict every token from those before it; the mask stands where the first token has no predecessor."""
     start = torch.full_like(x0[:, :1], model.mask_id)
-    return model(model.embed_ids(torch.cat([start, x0[:, :-1]], 1)))
+    return model.hidden(model.embed_ids(torch.cat([start, x0[:, :-1]], 1)))
+
+
+def ar_logits(model, x0):
+    """Logits (B, L, V) of every token given those before it."""
+    return model.head(ar_hidden(model, x0))
 
 
 def ar_loss(model, x0):
     """Next-token cross-entropy of a causal model over all L tokens: exactly -log p(x0) / L."""
-    loss = token_ce(ar_logits(model, x0), x0).mean()
+    loss = feature_ce(model, ar_hidden(model, x0), x0).mean()
     return loss, loss.detach()
 
 

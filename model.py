@@ -9,11 +9,13 @@ Legend, the same in every file (B batch, L length, V vocabulary, C d_model, D d_
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from config import Problem, whole_file
 
@@ -32,6 +34,19 @@ class ModelConfig:
     dropout: float = 0.0
     beta: float = 1.0  # the view's inverse temperature at the start; 1 is the likelihood's own value
     mask_share: float = 0.5  # the weight of the [MASK] slot in the view of z = 0 at the start
+
+
+WIDE = 2**26  # numbers of (tokens, V) that training holds at a time, 256 MiB of float32
+
+
+def in_chunks(f, V, *rows):
+    """f(*rows) for tensors of n rows each, without ever holding (n, V) numbers: f goes over WIDE of them at a time, and what it computes
+    inside is not kept but computed again in the backward pass. Fewer numbers than that are left in one piece, and kept."""
+    size = max(1, WIDE // V)
+    if len(rows[0]) <= size:
+        return f(*rows)
+    call = partial(checkpoint, f, use_reentrant=False) if torch.is_grad_enabled() else f
+    return torch.cat([call(*part) for part in zip(*(x.split(size) for x in rows))])
 
 
 class PosteriorView(nn.Module):
@@ -63,6 +78,10 @@ class PosteriorView(nn.Module):
 
     def embed_noisy(self, z):
         """Tokens at a finite SNR: evidence z (..., D) -> h (..., C). Needs no SNR, because all |e_v| are equal."""
+        return in_chunks(self.posterior_mean, len(self.raw_E), z.flatten(0, -2)).view(*z.shape[:-1], -1)
+
+    def posterior_mean(self, z):
+        """The view itself: evidence z (N, D) -> (N, C). The softmax over the vocabulary is all that it costs."""
         with torch.autocast(z.device.type, enabled=False):  # scores reach hundreds: bfloat16 would be off by one
             scores = self.beta * F.linear(z.to(self.raw_E.dtype), self.E)  # (..., V)
             scores = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1) + self.bias

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from config import optional, provenance, whole_file
-from model import pick_device
+from model import WIDE, pick_device
 
 
 def local_device(name):
@@ -138,9 +138,8 @@ def memory_in_use(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def memory_estimate(config, sequences, endpoint=1.0):
-    """Rough GiB of a training step: 20 bytes per parameter (weights, gradient, average, two moments) and, per token of a micro-batch,
-    what is kept for backward: per layer 34 bytes a channel (bfloat16 with float32 norms), 16 a vocabulary entry, 10 more in the view."""
-    params = config.n_layer * 12 * config.d_model**2 + 2 * config.vocab_size * config.d_model
-    per_token = 34 * config.n_layer * config.d_model + (16 + 10 * (1 - endpoint)) * config.vocab_size
-    return (20 * params + sequences * config.length * per_token) / 2**30
+def memory_estimate(config, sequences):
+    """Rough GiB of a training step: 20 bytes per parameter (weights, gradient, average, two moments); per token of a micro-batch what is
+    kept for backward, 34 bytes a channel and layer (bfloat16 with float32 norms); and 16 bytes for each of the WIDE logits of a piece."""
+    params, tokens = config.n_layer * 12 * config.d_model**2 + 2 * config.vocab_size * config.d_model, sequences * config.length
+    return (20 * params + 34 * tokens * config.n_layer * config.d_model + 16 * min(WIDE, tokens * config.vocab_size)) / 2**30

@@ -318,7 +318,7 @@ def dry_run(cfg, world, say):
     step = cfg.batch_size * cfg.length
     say(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters; {step:,} tokens per step, in passes of {per_pass} sequences on {world} "
           f"process(es)\n{flops:.3g} FLOPs per token, {cfg.max_steps * step:.3g} tokens in all\n"
-          f"about {memory_estimate(model.config, per_pass, endpoint_share(cfg)):.1f} GiB per process")
+          f"about {memory_estimate(model.config, per_pass):.1f} GiB per process")
 
 
 def main(cfg):

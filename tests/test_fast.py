@@ -1,0 +1,83 @@
+"""What is fast against what is plain: the same values, the same gradients, fewer numbers at a time."""
+
+import pytest
+import torch
+
+import bench
+import model as network
+from dsl_loss import SNRMix, ar_loss, draw_corruption, dsl_loss, mdlm_loss
+from model import DSL, ModelConfig
+
+V, L, B = 50, 12, 6
+
+
+def batch(seed=0):
+    """Arguments of each loss after the model: 3 endpoint sequences and 3 others, in float64."""
+    g = torch.Generator().manual_seed(seed)
+    x0 = torch.randint(V, (B, L), generator=g)
+    parts = [draw_corruption(seed, rows, L, 4, 8.0, SNRMix(endpoint)) for rows, endpoint in (([0, 1, 2], 1.0), ([3, 4, 5], 0.0))]
+    snr, eps = (torch.cat(column).double() for column in zip(*parts))
+    return {dsl_loss: (x0, snr, eps), mdlm_loss: (x0, torch.rand(B, generator=g).double(), torch.rand(B, L, generator=g).double()),
+            ar_loss: (x0,)}
+
+
+def network_for(loss):
+    torch.manual_seed(0)
+    net = DSL(ModelConfig(vocab_size=V, length=L, n_layer=2, n_head=2, d_model=16, d_embed=4, causal=loss is ar_loss))
+    for p in net.parameters():  # gates and head are zero at the start, and would hide a difference
+        torch.nn.init.normal_(p, std=0.5)
+    return net.double()
+
+
+def value_and_gradients(loss, pieces, monkeypatch):
+    monkeypatch.setattr(network, "WIDE", pieces)
+    net = network_for(loss)
+    value = loss(net, *batch()[loss])[0]
+    value.backward()
+    return [value.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss, ar_loss])
+@pytest.mark.parametrize("pieces", [1, 7 * V, 36 * V])
+def test_pieces_give_the_plain_value_and_gradients(loss, pieces, monkeypatch):
+    plain, ours = (value_and_gradients(loss, size, monkeypatch) for size in (float("inf"), pieces))
+    assert len(plain) == len(ours) > 20
+    for a, b in zip(plain, ours):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_no_more_than_wide_numbers_are_held_at_a_time(monkeypatch):
+    """72 tokens in pieces of 5: the head and the view never see more rows, neither forward nor when they are computed again."""
+    monkeypatch.setattr(network, "WIDE", 5 * V + 3)
+    net, rows = network_for(dsl_loss), {"head": [], "view": []}
+    head, view = net.head, net.view.posterior_mean
+    net.head = lambda h: rows["head"].append(len(h)) or head(h)
+    net.view.posterior_mean = lambda z: rows["view"].append(len(z)) or view(z)
+    dsl_loss(net, *batch()[dsl_loss])[0].backward()
+    assert max(rows["head"]) == max(rows["view"]) == 5
+    assert sum(rows["head"]) == 2 * B * L and sum(rows["view"]) == 2 * 3 * L  # twice: forward, and again in the backward pass
+
+
+def test_without_gradients_the_value_is_the_same(monkeypatch):
+    with torch.no_grad():
+        monkeypatch.setattr(network, "WIDE", 5 * V)
+        pieces = dsl_loss(network_for(dsl_loss), *batch()[dsl_loss])[0]
+    torch.testing.assert_close(pieces, value_and_gradients(dsl_loss, float("inf"), monkeypatch)[0])
+
+
+@pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss, ar_loss])
+def test_the_loss_is_one_graph(loss, monkeypatch):
+    """No graph break, so torch.compile sees all of it: also with the pieces."""
+    monkeypatch.setattr(network, "WIDE", 30 * V)
+    torch._dynamo.reset()
+    seen = torch._dynamo.explain(loss)(network_for(loss), *batch()[loss])
+    assert seen.graph_count == 1 and seen.graph_break_count == 0, seen.break_reasons
+
+
+@pytest.mark.parametrize("what", ["sample", "train"])
+def test_bench_prints_a_table_and_writes_its_json(what, tmp_path, capsys):
+    flags = "--vocab_size 300 --length 16 --n_layer 1 --n_head 2 --d_model 16 --d_embed 4 --batch_size 2 --repeats 1 --steps 4 --device cpu"
+    bench.main(bench.parse_args([what, *flags.split(), "--out", f"{tmp_path}/b.json"]))
+    shown, names = capsys.readouterr().out, {"sample": ("ours", "posterior", "obvious"), "train": ("mdlm", "dsl", "dsl, obvious")}[what]
+    assert all(f"\n{name} " in shown for name in names) and (tmp_path / "b.json").stat().st_size > 500
+    assert network.WIDE == 2**26  # the obvious way has been put away again
