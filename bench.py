@@ -143,7 +143,7 @@ def sample(cfg, device):
 def plainly(loss):
     """`loss` the obvious way: everything of (tokens, V) at once, and kept."""
     def whole(*args):
-        pieces, network.WIDE = network.WIDE, float("inf")
+        pieces, network.WIDE = network.WIDE, 2**62
         try:
             return loss(*args)
         finally:

@@ -40,29 +40,30 @@ def value_and_gradients(loss, pieces, monkeypatch):
 @pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss, ar_loss])
 @pytest.mark.parametrize("pieces", [1, 7 * V, 36 * V])
 def test_pieces_give_the_plain_value_and_gradients(loss, pieces, monkeypatch):
-    plain, ours = (value_and_gradients(loss, size, monkeypatch) for size in (float("inf"), pieces))
+    plain, ours = (value_and_gradients(loss, size, monkeypatch) for size in (2**62, pieces))
     assert len(plain) == len(ours) > 20
     for a, b in zip(plain, ours):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_no_more_than_wide_numbers_are_held_at_a_time(monkeypatch):
-    """72 tokens in pieces of 5: the head and the view never see more rows, neither forward nor when they are computed again."""
-    monkeypatch.setattr(network, "WIDE", 5 * V + 3)
+@pytest.mark.parametrize("wide, size, times", [(5 * V + 3, 5, 2), (2**62, B * L, 1)])
+def test_no_more_than_wide_numbers_are_held_at_a_time(wide, size, times, monkeypatch):
+    """72 tokens in pieces of 5, each computed twice, forward and again in the backward pass; or the plain way, all at once."""
+    monkeypatch.setattr(network, "WIDE", wide)
     net, rows = network_for(dsl_loss), {"head": [], "view": []}
     head, view = net.head, net.view.posterior_mean
     net.head = lambda h: rows["head"].append(len(h)) or head(h)
     net.view.posterior_mean = lambda z: rows["view"].append(len(z)) or view(z)
     dsl_loss(net, *batch()[dsl_loss])[0].backward()
-    assert max(rows["head"]) == max(rows["view"]) == 5
-    assert sum(rows["head"]) == 2 * B * L and sum(rows["view"]) == 2 * 3 * L  # twice: forward, and again in the backward pass
+    assert max(rows["head"]) == size and max(rows["view"]) == min(size, 3 * L)
+    assert sum(rows["head"]) == times * B * L and sum(rows["view"]) == times * 3 * L
 
 
 def test_without_gradients_the_value_is_the_same(monkeypatch):
     with torch.no_grad():
         monkeypatch.setattr(network, "WIDE", 5 * V)
         pieces = dsl_loss(network_for(dsl_loss), *batch()[dsl_loss])[0]
-    torch.testing.assert_close(pieces, value_and_gradients(dsl_loss, float("inf"), monkeypatch)[0])
+    torch.testing.assert_close(pieces, value_and_gradients(dsl_loss, 2**62, monkeypatch)[0])
 
 
 @pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss, ar_loss])

@@ -172,12 +172,12 @@ def test_ar_loss_of_a_causal_table():
     toy = ExactDenoiser(L=3)
 
     class Causal:
-        mask_id = toy.mask_id
+        mask_id, E, head = toy.mask_id, toy.E, staticmethod(toy.head)
 
         def embed_ids(self, shifted):
             return shifted
 
-        def __call__(self, shifted):
+        def hidden(self, shifted):
             seen = torch.cat([shifted[:, 1:], torch.full_like(shifted[:, :1], toy.mask_id)], 1)
             rows = [toy(toy.embed_ids(seen.masked_fill(torch.arange(3) >= i, toy.mask_id)))[:, i] for i in range(3)]
             return torch.stack(rows, 1)
