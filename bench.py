@@ -213,6 +213,7 @@ def main(cfg):
     if cfg.what == "memory":
         return print(memory(cfg, device))
     print(f"{cfg.what}: {cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, on {device}", flush=True)
+    held = peaks(cfg) if cfg.what == "train" else {}  # first: a child process starts from its parent's peak
     result = {"sample": sample, "train": train}[cfg.what](cfg, device)
     times = {name: measured for name, measured in result.items() if isinstance(measured, dict)}
     base, ratio_of = ("obvious", "obvious / this") if cfg.what == "sample" else ("mdlm", "this / mdlm")
@@ -222,13 +223,12 @@ def main(cfg):
     rows = [[name, f"{1000 * t['median_s']:.2f}", " to ".join(f"{1000 * q:.2f}" for q in t["quartiles_s"]), f"{ratio[name]:.2f}"]
             + ([f"{t['tokens_per_s']:,.0f}", f"{t['mfu']:.1%}"] if "mfu" in t else []) for name, t in times.items()]
     print(table(["", "ms", "quartiles", ratio_of, "tokens/s", "MFU"][: len(rows[0])], rows))
-    if cfg.what == "train":
-        result["loss_memory_gib"] = peaks(cfg)
-        print("cross-entropy of 8 x L tokens, peak GiB: " + ", ".join(f"{k} {v:.2f}" for k, v in result["loss_memory_gib"].items()))
+    if held:
+        print("cross-entropy of 8 x L tokens, peak GiB: " + ", ".join(f"{name} {gib:.2f}" for name, gib in held.items()))
     if cfg.out:
         about = {"processor": platform.processor() or platform.machine(), "device_used": str(device), "threads": torch.get_num_threads(),
                  "torch": torch.__version__}
-        save_json(cfg.out, **about, **asdict(cfg), **result, ratio=ratio)
+        save_json(cfg.out, **about, **asdict(cfg), **result, ratio=ratio, loss_memory_gib=held)
 
 
 if __name__ == "__main__":
