@@ -95,17 +95,19 @@ def obvious_draw(model, h, top_p):
     return (nucleus.double().log() + gumbel).argmax(-1)
 
 
-def timed(step, repeats, device):
-    """Seconds of step(i) for i = 0, 1, ...: median and quartiles over `repeats`, after one warm-up, the device being waited for."""
-    seconds = []
+def timed(steps, repeats, device):
+    """Seconds of each step(i) of a dict, i = 0, 1, ...: median and quartiles over `repeats`, after one warm-up, the device being waited for.
+    They take turns, so that a machine that slows down for a while slows all of them down."""
+    seconds = {name: [] for name in steps}
     for i in range(repeats + 1):
-        start = time.perf_counter()
-        step(i)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    seconds = sorted(seconds[1:])
-    return {"median_s": seconds[len(seconds) // 2], "quartiles_s": [seconds[len(seconds) // 4], seconds[3 * len(seconds) // 4]]}
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(i)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    ranked = {name: sorted(all_but_warm_up[1:]) for name, all_but_warm_up in seconds.items()}
+    return {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]]} for name, s in ranked.items()}
 
 
 @torch.no_grad()
@@ -133,8 +135,7 @@ def sample(cfg, device):
     def obvious(i):
         obvious_draw(model, model.features.flatten(0, 1), cfg.top_p)
 
-    return {"ours": timed(ours, 3 * cfg.repeats, device), "posterior": timed(posterior, cfg.repeats, device),
-            "obvious": timed(obvious, cfg.repeats, device)}
+    return timed({"ours": ours, "posterior": posterior, "obvious": obvious}, cfg.repeats, device)
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def train(cfg, device):
             net.zero_grad()
         return once
 
-    times = {name: timed(step(name, loss), cfg.repeats, device) for name, loss in losses.items()}
+    times = timed({name: step(name, loss) for name, loss in losses.items()}, cfg.repeats, device)
     ceiling, tokens = matmul_ceiling(device, autocast(device, cfg.dtype)), cfg.batch_size * cfg.length
     for name, measured in times.items():
         share = 1.0 if name == "mdlm" else n_end / cfg.batch_size
