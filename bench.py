@@ -96,8 +96,8 @@ def obvious_draw(model, h, top_p):
 
 
 def timed(steps, repeats, device):
-    """Seconds of each step(i) of a dict, i = 0, 1, ...: median and quartiles over `repeats`, after one warm-up, the device being waited for.
-    They take turns, so that a machine that slows down for a while slows all of them down."""
+    """Seconds of each step(i) of a dict, i = 0, 1, ...: median and quartiles over `repeats`, after one warm-up, the device being waited
+    for. They take turns, so that a machine that slows down for a while slows all of them down."""
     seconds = {name: [] for name in steps}
     for i in range(repeats + 1):
         for name, step in steps.items():
