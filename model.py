@@ -78,7 +78,7 @@ class PosteriorView(nn.Module):
 
     def embed_noisy(self, z):
         """Tokens at a finite SNR: evidence z (..., D) -> h (..., C). Needs no SNR, because all |e_v| are equal."""
-        return in_chunks(self.posterior_mean, len(self.raw_E), z.flatten(0, -2)).view(*z.shape[:-1], -1)
+        return in_chunks(self.posterior_mean, len(self.raw_E), z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], self.value.shape[1])
 
     def posterior_mean(self, z):
         """The view itself: evidence z (N, D) -> (N, C). The softmax over the vocabulary is all that it costs."""
