@@ -45,7 +45,7 @@ class Config:
     # what comes out
     show: int = arg(4, "print this many of the texts")
     watch: bool = arg(False, "show the first text while it takes shape")
-    out: str = arg("", "write the texts here as they come, as jsonl: index, text, ids, nfe; an unfinished file is gone on with")
+    out: str = arg("", "write the texts here as they come, as jsonl: index, text, ids, nfe, settings; an unfinished file is gone on with")
     trace: str = arg("", "write every state of every text to this jsonl")
     report: str = arg("", "write the share of words that occur in the checkpoint's corpus, and how it came about, to this json")
     data_dir: str = arg("data", "where datasets live, for --report")
