@@ -122,3 +122,16 @@ def val_windows(tokens, length, count, eos=None):
         raise Problem(f"the validation split has {len(tokens)} tokens, fewer than one window of {length}: use a shorter --length")
     rows = tokens[: n * inner].reshape(n, inner).astype(np.int64)
     return rows if eos is None else np.pad(rows, ((0, 0), (1, 1)), constant_values=eos)
+
+
+def spread_windows(tokens, length, count, eos=None):
+    """`count` of the windows of val_windows (fewer if there are fewer), at equal distances over the whole split -> int64 array (N, L).
+
+    The first `count` would be of a few documents, whose likeness no error over windows shows: the first 256 of pydocs' 2,498 windows cost
+    an AR model 1.67 +- 0.02 bits per byte, the first 2,048 of them 2.02 +- 0.01, and 256 that are spread 1.99 +- 0.03.
+    """
+    inner = length if eos is None else length - 2
+    total = len(tokens) // inner
+    n = max(1, min(count, total))
+    starts = [i * total // n * inner for i in range(n)]
+    return np.concatenate([val_windows(tokens[at:], length, 1, eos) for at in starts])

@@ -86,6 +86,8 @@ def load_for_sampling(cfg):
                       "with train.py --init_from")
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.steps != cfg.length):
         raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill")
+    if cfg.compile == "on" or cfg.compile == "auto" and model.E.device.type == "cuda":
+        model.hidden = torch.compile(model.hidden, dynamic=True)  # the number of texts that need the network differs from step to step
     return model, ckpt, cfg
 
 
@@ -149,7 +151,7 @@ class Writer:
         self.path, self.done = cfg.out, set()
         if not self.path:
             return
-        ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir")
+        ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir", "compile")
         settings = {name: value for name, value in asdict(cfg).items() if name not in ignored}
         digest = hashlib.sha256(json.dumps([settings, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
         always = ("ckpt", "path", "steps")
@@ -212,7 +214,8 @@ def generate(cfg, model, tok, given, writer, rank, world):
         where = f"{cfg.trace}.{rank}" if world > 1 else cfg.trace  # a file per process
         trace = stack.enter_context(contextlib.closing(Trace(where))) if cfg.trace else None
         screen = stack.enter_context(contextlib.closing(Screen(tok, critical_snr(tok.n_vocab)))) if cfg.watch and rank == 0 else None
-        bar = stack.enter_context(tqdm(total=len(todo), unit=" texts", disable=cfg.watch or rank > 0))
+        quiet = {"disable": True} if cfg.watch or rank > 0 else {}  # else as TQDM_DISABLE says
+        bar = stack.enter_context(tqdm(total=len(todo), unit=" texts", **quiet))
         for batch in batches:
             for state, x, calls in sample_text(model, batch, cfg, given):
                 if trace:

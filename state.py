@@ -6,6 +6,7 @@ Legend of names: model.py. Rules that choose the moves: paths.py. The loop: samp
 import torch
 
 from dsl_loss import add_noise, critical_snr, keyed_generator
+from model import autocast
 
 ROWS = 512  # the vocabulary is looked at for so many positions at a time: (512, V) float64 is the largest thing here
 
@@ -83,7 +84,8 @@ class State:
         such a position and has changed since its last call."""
         due = self.stale & where.any(1)
         if due.any():
-            fresh = self.model.hidden(self.embed(due))
+            with autocast(self.x.device, self.cfg.dtype):
+                fresh = self.model.hidden(self.embed(due)).to(self.E.dtype)
             if self.features is None:
                 self.features = fresh.new_zeros(len(self.x), *fresh.shape[1:])
             self.features[due] = fresh

@@ -248,9 +248,8 @@ def show_samples(cfg, run, bar, step):
     from sampler import sample
     from sampler_config import Config as Sampling
     path = {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[cfg.objective]
-    sampling = Sampling(path=path, steps=cfg.length if path == "ar" else 32, length=cfg.length, seed=step)
-    with autocast(run.device, cfg.dtype):
-        *_, state = sample(run.ema, range(2), sampling)
+    sampling = Sampling(path=path, steps=cfg.length if path == "ar" else 32, length=cfg.length, seed=step, dtype=cfg.dtype)
+    *_, state = sample(run.ema, range(2), sampling)
     for ids in state.x.tolist():
         bar.write(f"--- step {step:,} ---\n{tokenizer(run.meta['tokenizer']).decode(ids)}")
 

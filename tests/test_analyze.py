@@ -18,7 +18,7 @@ from toys import Z, ExactDenoiser, chi_square_p
 import analyze
 import probes
 from config import Problem
-from data import val_windows
+from data import spread_windows, val_windows
 from probes import Run, another_token, bounds, calibration, correction, corrupt, invariance, views
 
 CFG = analyze.parse_args(["correction", "--batch_size", "500"])
@@ -233,15 +233,15 @@ def test_what_does_not_fit_together_is_a_problem(cfg, tmp_path):
 @pytest.mark.parametrize("eos", [None, 7])
 def test_windows_are_spread_over_the_whole_split(eos):
     tokens = np.arange(1000, dtype=np.uint16)
-    found = analyze.spread_windows(tokens, 10, 20, eos)
+    found = torch.from_numpy(spread_windows(tokens, 10, 20, eos))
     inner = found[:, 1:-1]
     assert found.shape == (20, 10) and (inner.diff(dim=1) == 1).all()
     assert set(inner[:, 0].diff().tolist()) == ({50} if eos is None else {48, 56})  # 100 windows, or 125
     assert (found[:, [0, -1]] == eos).all() if eos else (found[:, 1:].diff(dim=1) == 1).all()
-    assert torch.equal(analyze.spread_windows(tokens, 10, 500, eos), torch.from_numpy(val_windows(tokens, 10, 500, eos)))
-    assert analyze.spread_windows(tokens, 10, 60, eos).max() >= 980  # also where the count does not divide
+    assert (spread_windows(tokens, 10, 500, eos) == val_windows(tokens, 10, 500, eos)).all()
+    assert spread_windows(tokens, 10, 60, eos).max() >= 980  # also where the count does not divide
     with pytest.raises(Problem, match="fewer than one window"):
-        analyze.spread_windows(tokens[:5], 10, 20, eos)
+        spread_windows(tokens[:5], 10, 20, eos)
 
 
 @pytest.mark.parametrize("flags", ["", "correct", "bounds --num_windows 3", "correction --corrupt 1", "correction --evidence_snr nan",

@@ -1,0 +1,248 @@
+"""Rerun the paper's claim on a scale that anyone can: one MDLM, fine-tuned in two ways, sampled by every path at every number of steps.
+
+    python reproduce.py --data english                         # everything; interrupted, the same command goes on
+    python reproduce.py --data english --list                  # only print what would be run
+    python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of the table anew, from checkpoints that are there
+
+Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss and by
+DSL's, equally long, at three learning rates and a seed that is then thrown away; go on at the best of them with three seeds. (2) Tune
+every path on the thrown-away seed. (3) Sample every cell and judge it. (4) Compare: claim.py.
+"""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+
+from config import Problem, run
+from reproduce_config import CURVES, SCALES, SEEDS, THROWN_AWAY, by_checkpoint, cells, parse_args, sampling, trainings
+
+CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
+
+import concurrent.futures
+import multiprocessing
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from claim import at_entropy, claim_figure, claim_table, compare_all, opponents
+from data import load_meta, load_tokens, spread_windows, tokenizer
+from dsl_loss import mean_and_stderr
+from eval_mauve import read_samples
+from judge import judged, load_judge
+from metrics import entropy
+from model import load_checkpoint, pick_device
+from report import cell, pyplot, save_figure, save_json, table
+from sampler import Writer, generate, load_for_sampling, template
+from sampler_config import parse_args as sampler_args
+
+# ---- stage 1: training -------------------------------------------------------------------------------------------------------
+
+
+def finished(path, steps):
+    return os.path.exists(path) and load_checkpoint(path)[1]["step"] >= steps
+
+
+def train_all(cfg, plan):
+    """Run the trainings that are not finished -> {name: what came out}. Raises Problem when one fails."""
+    found = {}
+    for number, (name, argv) in enumerate(plan.items(), 1):
+        path, steps = f"{cfg.out_dir}/{name}/ckpt.pt", int(argv[argv.index("--max_steps") + 1])
+        if not finished(path, steps):
+            print(f"== training {number} of {len(plan)}: {name}", flush=True)
+            command = [sys.executable, "train.py", *argv, *(["--resume"] if os.path.exists(path) else [])]
+            if subprocess.run(command, check=False).returncode:
+                raise Problem(f"the training of {name} stopped (see above): mend that, then run the same command again")
+        ckpt = load_checkpoint(path)[1]
+        found[name] = {key: ckpt[key] for key in ("command", "commit", "step", "validation")}
+    return found
+
+
+def best_rates(cfg, found):
+    """{model: the learning rate with the lowest random-order bound}; equal effort, one criterion for both losses."""
+    return {model: min(SCALES[cfg.scale].lrs, key=lambda lr: found[f"{model}-lr{lr}"]["validation"]["roar"][0])
+            for model in ("mdlm_more", "dsl")}
+
+
+# ---- sampling and judging ----------------------------------------------------------------------------------------------------
+
+
+def measure(cfg, paths, judge):
+    """What the judge says of the texts in files -> {"nll", "entropy", "nfe": (N,) per text, nll in nats per token; "features"; "texts"}."""
+    rows = [row for path in paths for row in read_samples(path, tokenizer(load_meta(cfg.data, cfg.data_dir)["tokenizer"]))]
+    texts = [torch.tensor(row["ids"]) for row in rows]
+    features, nll, tokens = judged(judge, texts, pick_device(), f"{cfg.out_dir}/judged", 64)
+    return {"nll": (nll / tokens).numpy(), "entropy": entropy(texts).numpy(), "nfe": np.array([row["nfe"] for row in rows], float),
+            "features": features, "texts": texts}
+
+
+def work(cfg, argvs, threads):
+    """Sample and judge the cells of one checkpoint; the files and the judge's cache are the result."""
+    torch.set_num_threads(threads)
+    judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", pick_device())
+    for argv in argvs:
+        model, ckpt, settings = load_for_sampling(sampler_args(argv))
+        tok, writer = tokenizer(ckpt["tokenizer"]), Writer(settings, model.E.device)
+        for _ in generate(settings, model, tok, template(settings, tok, model), writer, 0, 1):
+            pass
+        writer.finish(settings.num_samples)
+        measure(cfg, [settings.out], judge)
+
+
+def sample_all(cfg, tasks, what):
+    """Run `work` on lists of sampler command lines in several processes, the longest first, and show a bar."""
+    device = pick_device()
+    workers = cfg.workers or (os.cpu_count() if device.type == "cpu" else 1)
+    cost = [sum(int(argv[argv.index("--steps") + 1]) for argv in task) for task in tasks]
+    os.environ["TQDM_DISABLE"] = "1"  # of the workers, which start anew
+    with (concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
+          tqdm(total=sum(cost), desc=what, unit=" steps", disable=False) as bar):
+        order = sorted(range(len(tasks)), key=lambda i: -cost[i])
+        jobs = {pool.submit(work, cfg, tasks[i], max(1, os.cpu_count() // workers)): cost[i] for i in order}
+        for job in concurrent.futures.as_completed(jobs):
+            job.result()
+            bar.update(jobs[job])
+
+
+# ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
+
+AT, TRY = 32, (0.8, 1.05)  # T and temperatures of the tuning
+
+
+def tune_all(cfg, rates, judge, target):
+    """Choose the setting of every path by the judge's NLL at the data's entropy, at T = 32, on one seed that is then thrown away; then
+    the temperature that gives that entropy at T = 8, 32 and 128 -> {"model/path": {"setting", "temperature", "tried"}}."""
+    plan, found = {}, {}
+
+    def add(curve, T, setting):
+        seed = THROWN_AWAY if curve.model == "ar" else f"lr{rates[curve.model]}"
+        plan[curve.model, curve.path, T, str(setting)] = [
+            sampling(cfg, curve, seed, T, t, setting, SCALES[cfg.scale].tuning_texts, "_tuning") for t in TRY]
+
+    def look(curve, T, setting):
+        """The setting's NLL at the entropy `target`, and the temperature at which it is reached, within reason."""
+        lo, hi = (measure(cfg, [argv[-1]], judge) for argv in plan[curve.model, curve.path, T, str(setting)])
+        H, nll = (np.stack([lo[what], hi[what]])[None] for what in ("entropy", "nll"))
+        share = (target - H[0, 0].mean()) / (H[0, 1].mean() - H[0, 0].mean())
+        t = TRY[0] * (TRY[1] / TRY[0]) ** share
+        return {"setting": setting, "nll": at_entropy(nll, H, target), "entropy": H.mean(2)[0].tolist(),
+                "temperature": float(np.clip(t, 0.5, 1.6)) if math.isfinite(t) else 1.0}
+
+    for curve in CURVES:
+        for setting in curve.grid:
+            add(curve, AT, setting)
+    sample_all(cfg, by_checkpoint(plan), "tuning, 1 of 2")
+    for curve in CURVES:
+        tried = [look(curve, AT, setting) for setting in curve.grid]
+        best = min(tried, key=lambda t: np.nan_to_num(t["nll"], nan=np.inf))
+        found[f"{curve.model}/{curve.path}"] = {"setting": best["setting"], "temperature": {AT: best["temperature"]}, "tried": tried}
+        for T in (8, 128) if curve.path != "ar" else ():
+            add(curve, T, best["setting"])
+    sample_all(cfg, by_checkpoint(plan), "tuning, 2 of 2")
+    for curve in CURVES:
+        entry = found[f"{curve.model}/{curve.path}"]
+        entry["temperature"] = {T: look(curve, T, entry["setting"])["temperature"] for T in (8, AT, 128)
+                                if (curve.model, curve.path, T, str(entry["setting"])) in plan}
+    return found
+
+
+# ---- stages 3 and 4 ----------------------------------------------------------------------------------------------------------
+
+
+def arrays(cfg, plan, judge):
+    """The measurements of every cell, per text, as (training seeds, 2, n)."""
+    found = {}
+    for key, argvs in tqdm(plan.items(), "reading", leave=False):
+        found[key] = measure(cfg, [argv[-1] for argv in argvs], judge)
+        for what in ("nll", "entropy", "nfe"):
+            found[key][what] = found[key][what].reshape(len(SEEDS), 2, -1)
+    return found
+
+
+def stage(path, make):
+    """The json at `path` if it is there, else what `make` returns, written there."""
+    if not os.path.exists(path):
+        save_json(path, **make())
+    with open(path) as f:
+        return json.load(f)
+
+
+def prepare(cfg):
+    """The judge, the real texts, what the judge makes of them, and their mean unigram entropy: the target."""
+    judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", pick_device())
+    windows = spread_windows(load_tokens(cfg.data, "val", cfg.data_dir), judge.context, 2 * len(SEEDS) * SCALES[cfg.scale].duel_texts)
+    windows = list(torch.from_numpy(windows)[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))])
+    features, nll, tokens = judged(judge, windows, pick_device(), f"{cfg.out_dir}/judged", 64)
+    return judge, windows, features, [*mean_and_stderr(nll / tokens)], [*mean_and_stderr(entropy(windows))]
+
+
+def claim(cfg, rates):
+    """Stages 2 to 4, for checkpoints that are there."""
+    scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
+    path = f"{cfg.out_dir}/tuning.json"
+    if not os.path.exists(path):
+        save_json(path, paths=tune_all(cfg, rates, judge, target[0]))
+    with open(path) as f:
+        tuning = json.load(f)["paths"]
+    plan = cells(cfg, tuning, judge.context)
+    sample_all(cfg, by_checkpoint(plan), "sampling")
+    found = arrays(cfg, plan, judge)
+    point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
+    more = {key: plan[key] for pair in opponents(point, scale.steps, judge.context) for key in pair}  # MAUVE wants 1,000 texts
+    more = {key: [[*argv[:-3], str(scale.duel_texts), *argv[-2:]] for argv in argvs] for key, argvs in more.items()}
+    sample_all(cfg, by_checkpoint(more), "sampling more where the claim is decided")
+    found |= arrays(cfg, more, judge)
+    numbers = compare_all(found, scale.steps, judge.context, target[0], real, features)
+    save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
+              data={"nll": nll, "entropy": target}, **numbers)
+    shutil.copy(path, f"{cfg.results}_tuning.json")
+    print(table(*claim_table(numbers, scale.steps)))
+    for name in ("against_best", "against_published"):
+        low, high = numbers[name]["interval"]
+        print(f"NFE ratio at equal quality, {numbers['best_path']} {name.replace('_', ' ')}: {numbers[name]['geometric_mean']:.2f} "
+              f"(95%: {low:.2f} to {high:.2f})")
+    save_figure(f"{cfg.results}.png", claim_figure(pyplot(), numbers, nll[0]))
+
+
+def again(cfg):
+    """Draw one cell anew, with other random numbers, and print it beside the published one."""
+    with open(f"{cfg.results}.json") as f:
+        stored = json.load(f)
+    if cfg.cell not in stored["cells"]:
+        raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(stored['cells'])}")
+    name, T = cfg.cell.rsplit("/", 1)
+    plan = trainings(cfg, stored["learning_rates"])
+    train_all(cfg, {key: plan[key] for key in ("mdlm", "judge", *(f"{name.split('/')[0]}-{seed}" for seed in SEEDS), "ar") if key in plan})
+    judge, *_ = prepare(cfg)
+    plan = {key: argvs for key, argvs in cells(cfg, stored["tuning"], judge.context, "_again").items() if key == (name, int(T))}
+    sample_all(cfg, by_checkpoint(plan), f"sampling {cfg.cell}")
+    (c,) = arrays(cfg, plan, judge).values()
+    value = at_entropy(c["nll"], c["entropy"], stored["data"]["entropy"][0])
+    published = cell(stored["cells"][cfg.cell]["nll"])
+    print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}; {c['nfe'].mean():.1f} calls")
+
+
+def main(cfg):
+    plan, scale = trainings(cfg), SCALES[cfg.scale]
+    load_meta(cfg.data, cfg.data_dir)  # its absence should be known first
+    print(f"{cfg.scale}: {len(plan) + 2 * len(SEEDS)} trainings on {cfg.data}, {len(CURVES)} curves at T = {scale.steps}, "
+          f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+    if cfg.list:
+        return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))
+    pyplot()
+    if cfg.cell:
+        return again(cfg)
+    found = train_all(cfg, plan)
+    rates = best_rates(cfg, found)
+    found |= train_all(cfg, trainings(cfg, rates))
+    save_json(f"{cfg.results}_training.json", learning_rates=rates, trainings=found)
+    return claim(cfg, rates)
+
+
+if __name__ == "__main__":
+    run(lambda: main(CFG))

@@ -1,0 +1,149 @@
+"""What reproduce.py runs: the scales, the trainings, the curves with the settings to choose from, and every cell's command line."""
+
+import itertools
+import math
+import re
+import shutil
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from config import arg, parse
+from train_config import parse_args as train_args
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where things are, and how much of them."""
+
+    scale: str = arg("cpu", "size of models, trainings and samples", choices=("cpu", "gpu"))
+    data: str = arg("pydocs", "name of a folder that prepare_owt.py wrote")
+    data_dir: str = arg("data", "where datasets live")
+    out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
+    results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
+    cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
+    workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
+    list: bool = arg(False, "print the trainings and the number of texts, and exit")
+
+    def __post_init__(self):
+        if self.workers < 0:
+            raise ValueError("--workers cannot be negative")
+        if self.cell and not re.fullmatch(r"[\w+-]+/[\w-]+/\d+", self.cell):
+            raise ValueError("--cell is model/path/T, for example dsl/posterior/32")
+
+
+def parse_args(argv=None, description=None):
+    """The Config that the command line (or `argv`) asks for; a bad flag or combination is a one-line usage error."""
+    return parse(Config, argv, description=description)
+
+
+class Scale(NamedTuple):
+    """What a scale settles: flags of train.py, steps, learning rates to choose from, T, and texts per seed and temperature."""
+
+    network: str
+    pretrain: int  # steps of the MDLM
+    tune: int  # steps of what goes on from it
+    ar: int  # steps of the judge and of the AR baseline; fewer, because an autoregressive model of this size needs fewer
+    lrs: tuple
+    steps: tuple
+    tuning_texts: int
+    texts: int
+    duel_texts: int  # of the cells in which the claim is decided
+
+
+SCALES = {
+    "cpu": Scale("", 9600, 2000, 4800, ("1e-3", "2e-3", "4e-3"), (4, 8, 16, 32, 64, 128, 256), 80, 80, 170),
+    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500", 20_000, 4000, 20_000,
+                 ("2e-4", "4e-4", "8e-4"), (4, 8, 16, 32, 64, 128, 256, 512), 200, 400, 1000),
+}
+SEEDS, THROWN_AWAY = (0, 1, 2), 9
+
+
+class Curve(NamedTuple):
+    """A model and a path: what is settled, and the settings to choose from. R is the number of remasks per token, see `flags`."""
+
+    model: str
+    path: str
+    grid: list
+    fixed: dict = {}
+
+
+REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8)]
+NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
+SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": REMASK, "remdm-conf": NUCLEUS, "recorded": REMASK,
+          "forward-backward": NUCLEUS}
+DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s} for s in (2.0, 3.0, 4.5)]}
+CURVES = [Curve("ar", "ar", NUCLEUS)]
+for who in ("mdlm_more", "dsl"):
+    CURVES.append(Curve(who, "remdm", [{}], {"top_p": 0.9, "nucleus": "remdm"}))  # as published
+    CURVES += [Curve(who, path, grid) for path, grid in SHARED.items()]
+CURVES += [Curve("dsl", path, grid) for path, grid in DSL_ONLY.items()]
+
+
+def trainings(cfg, best=None):
+    """Folder -> flags of train.py, in order. `best` {model: learning rate} is known after the first of them."""
+    scale = SCALES[cfg.scale]
+    common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
+    start = ["--init_from", f"{cfg.out_dir}/mdlm/ckpt.pt", "--max_steps", str(scale.tune)]
+    plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain)],
+            "judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
+            "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
+    objective = {"mdlm_more": "mdlm", "dsl": "dsl"}
+    for model, loss in objective.items():
+        for lr in scale.lrs:
+            plan[f"{model}-lr{lr}"] = ["--objective", loss, *start, "--lr", lr, "--seed", str(THROWN_AWAY)]
+    for seed, model in itertools.product(SEEDS, objective) if best else ():
+        plan[f"{model}-{seed}"] = ["--objective", objective[model], *start, "--lr", best[model], "--seed", str(seed)]
+    return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
+
+
+def flags(curve, setting, T):
+    """The sampler's flags (a dict) for a setting at T steps. R remasks per token are eta = R / T where a step remasks with probability eta,
+    and twice that for remdm-loop, which remasks in half of the steps."""
+    chosen = {**curve.fixed, **setting}
+    if R := chosen.pop("R", None):
+        if curve.path.startswith("remdm-"):
+            chosen["eta"] = min(1.0, (2 if curve.path == "remdm-loop" else 1) * R / T)
+        else:
+            chosen["remask_budget"] = R
+    return chosen
+
+
+def sampling(cfg, curve, seed, T, temperature, setting, texts, tag=""):
+    """The command line of sampler.py for the texts of one training seed at one temperature."""
+    folder = curve.model if curve.model == "ar" else f"{curve.model}-{seed}"
+    steps = train_args(trainings(cfg)["ar"]).length if curve.path == "ar" else T  # no choice there
+    name = "-".join(f"{key}{value:g}" if isinstance(value, float | int) else value for key, value in setting.items())
+    out = f"{cfg.out_dir}/samples{tag}/{curve.model}/{curve.path}/{T}-{seed}-{temperature:.3f}-{name}.jsonl"
+    how = {"ckpt": f"{cfg.out_dir}/{folder}/ckpt.pt", "path": curve.path, "steps": steps, "temperature": round(temperature, 3),
+           **flags(curve, setting, T), "seed": 100 + (seed if isinstance(seed, int) else THROWN_AWAY) + 1000 * bool(tag), "dtype": "auto",
+           "compile": "on" if shutil.which("g++") else "auto", "batch_size": 64, "num_samples": texts, "out": out}
+    return [part for key, value in how.items() for part in (f"--{key}", str(value))]
+
+
+def interpolate(x, points):
+    """Piecewise linear through sorted [(x, y), ...], constant beyond its ends."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (a, low), (b, high) in itertools.pairwise(points):
+        if x <= b:
+            return low + (high - low) * (x - a) / (b - a)
+    return points[-1][1]
+
+
+def cells(cfg, tuning, length, tag=""):
+    """(model/path, T) -> command lines, one for each training seed and each of two temperatures around that of the data's entropy."""
+    plan = {}
+    for curve in CURVES:
+        chosen = tuning[f"{curve.model}/{curve.path}"]
+        known = sorted((math.log(int(T)), t) for T, t in chosen["temperature"].items())
+        for T in SCALES[cfg.scale].steps if curve.path != "ar" else (length,):
+            centre = interpolate(math.log(T), known)
+            plan[f"{curve.model}/{curve.path}", T] = [
+                sampling(cfg, curve, seed, T, centre * factor, chosen["setting"], SCALES[cfg.scale].texts, tag)
+                for seed in SEEDS for factor in (0.94, 1.06)]
+    return plan
+
+
+def by_checkpoint(plan):
+    """Lists of command lines that share a checkpoint and a path."""
+    return [list(itertools.chain(*(plan[key] for key in keys))) for _, keys in itertools.groupby(sorted(plan, key=str), lambda k: k[:2])]
