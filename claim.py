@@ -166,6 +166,7 @@ def claim_table(found, steps):
 def claim_figure(plt, found, of_data):
     """NLL at the data's entropy against network calls: the continued MDLM's samplers on the left, DSL's on the right, the best of the
     other side in grey."""
+    calls = [row["nfe"] for row in found["cells"].values()]
     figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
     for axes, model, title in zip(panels, ("mdlm_more", "dsl"), ("MDLM, continued", "DSL, fine-tuned")):
         for i, name in enumerate(of_model([tuple(key.rsplit("/", 1)) for key in found["cells"]], model)):
@@ -180,7 +181,7 @@ def claim_figure(plt, found, of_data):
             if key.startswith("ar/"):
                 axes.plot(row["nfe"], row["nll"][0], "k^", label="AR")
         axes.axhline(of_data, color="grey", linewidth=0.8, label="data")
-        axes.set(xscale="log", xlabel="network calls per text", title=title)
+        axes.set(xscale="log", xlim=(0.8 * min(calls), 1.25 * max(calls)), xlabel="network calls per text", title=title)
         axes.legend(fontsize=7, ncols=2)
     panels[0].set_ylabel("judge's NLL at the data's entropy, nats per token")
     return figure

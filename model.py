@@ -8,7 +8,7 @@ Legend, the same in every file (B batch, L length, V vocabulary, C d_model, D d_
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -171,6 +171,14 @@ class DSL(nn.Module):
 
     def forward(self, h):
         return self.head(self.hidden(h))
+
+
+def with_new_sphere(model, d_embed, beta):
+    """A copy of `model` whose E (V, d_embed) and beta start anew: MDLM's and an autoregressive model's have never been trained."""
+    fresh = DSL(replace(model.config, d_embed=d_embed, beta=beta))
+    kept = {name: weights for name, weights in model.state_dict().items() if name not in ("view.raw_E", "view.beta")}
+    fresh.load_state_dict(kept, strict=False)
+    return fresh
 
 
 def pick_device(name=""):

@@ -10,7 +10,6 @@ every path on the thrown-away seed. (3) Sample every cell and judge it. (4) Comp
 """
 
 import json
-import math
 import os
 import shlex
 import shutil
@@ -40,20 +39,17 @@ from model import load_checkpoint, pick_device
 from report import cell, pyplot, save_figure, save_json, table
 from sampler import Writer, generate, load_for_sampling, template
 from sampler_config import parse_args as sampler_args
+from train_config import parse_args as train_args
 
 # ---- stage 1: training -------------------------------------------------------------------------------------------------------
-
-
-def finished(path, steps):
-    return os.path.exists(path) and load_checkpoint(path)[1]["step"] >= steps
 
 
 def train_all(cfg, plan):
     """Run the trainings that are not finished -> {name: what came out}. Raises Problem when one fails."""
     found = {}
     for number, (name, argv) in enumerate(plan.items(), 1):
-        path, steps = f"{cfg.out_dir}/{name}/ckpt.pt", int(argv[argv.index("--max_steps") + 1])
-        if not finished(path, steps):
+        path = f"{cfg.out_dir}/{name}/ckpt.pt"
+        if not (os.path.exists(path) and load_checkpoint(path)[1]["step"] >= train_args(argv).max_steps):
             print(f"== training {number} of {len(plan)}: {name}", flush=True)
             command = [sys.executable, "train.py", *argv, *(["--resume"] if os.path.exists(path) else [])]
             if subprocess.run(command, check=False).returncode:
@@ -128,10 +124,10 @@ def tune_all(cfg, rates, judge, target):
         """The setting's NLL at the entropy `target`, and the temperature at which it is reached, within reason."""
         lo, hi = (measure(cfg, [argv[-1]], judge) for argv in plan[curve.model, curve.path, T, str(setting)])
         H, nll = (np.stack([lo[what], hi[what]])[None] for what in ("entropy", "nll"))
-        share = (target - H[0, 0].mean()) / (H[0, 1].mean() - H[0, 0].mean())
-        t = TRY[0] * (TRY[1] / TRY[0]) ** share
-        return {"setting": setting, "nll": at_entropy(nll, H, target), "entropy": H.mean(2)[0].tolist(),
-                "temperature": float(np.clip(t, 0.5, 1.6)) if math.isfinite(t) else 1.0}
+        low, high = H.mean(2)[0].tolist()
+        share = (target - low) / (high - low) if high - low > 0.01 else 0.5
+        return {"setting": setting, "nll": at_entropy(nll, H, target), "entropy": [low, high],
+                "temperature": TRY[0] * (TRY[1] / TRY[0]) ** min(2.0, max(-1.0, share))}
 
     for curve in CURVES:
         for setting in curve.grid:
@@ -154,22 +150,14 @@ def tune_all(cfg, rates, judge, target):
 # ---- stages 3 and 4 ----------------------------------------------------------------------------------------------------------
 
 
-def arrays(cfg, plan, judge):
+def arrays(cfg, plan, judge, seeds):
     """The measurements of every cell, per text, as (training seeds, 2, n)."""
     found = {}
     for key, argvs in tqdm(plan.items(), "reading", leave=False):
         found[key] = measure(cfg, [argv[-1] for argv in argvs], judge)
         for what in ("nll", "entropy", "nfe"):
-            found[key][what] = found[key][what].reshape(len(SEEDS), 2, -1)
+            found[key][what] = found[key][what].reshape(seeds, 2, -1)
     return found
-
-
-def stage(path, make):
-    """The json at `path` if it is there, else what `make` returns, written there."""
-    if not os.path.exists(path):
-        save_json(path, **make())
-    with open(path) as f:
-        return json.load(f)
 
 
 def prepare(cfg):
@@ -191,12 +179,12 @@ def claim(cfg, rates):
         tuning = json.load(f)["paths"]
     plan = cells(cfg, tuning, judge.context)
     sample_all(cfg, by_checkpoint(plan), "sampling")
-    found = arrays(cfg, plan, judge)
+    found = arrays(cfg, plan, judge, len(SEEDS))
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     more = {key: plan[key] for pair in opponents(point, scale.steps, judge.context) for key in pair}  # MAUVE wants 1,000 texts
     more = {key: [[*argv[:-3], str(scale.duel_texts), *argv[-2:]] for argv in argvs] for key, argvs in more.items()}
     sample_all(cfg, by_checkpoint(more), "sampling more where the claim is decided")
-    found |= arrays(cfg, more, judge)
+    found |= arrays(cfg, more, judge, len(SEEDS))
     numbers = compare_all(found, scale.steps, judge.context, target[0], real, features)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
@@ -221,7 +209,7 @@ def again(cfg):
     judge, *_ = prepare(cfg)
     plan = {key: argvs for key, argvs in cells(cfg, stored["tuning"], judge.context, "_again").items() if key == (name, int(T))}
     sample_all(cfg, by_checkpoint(plan), f"sampling {cfg.cell}")
-    (c,) = arrays(cfg, plan, judge).values()
+    (c,) = arrays(cfg, plan, judge, len(SEEDS)).values()
     value = at_entropy(c["nll"], c["entropy"], stored["data"]["entropy"][0])
     published = cell(stored["cells"][cfg.cell]["nll"])
     print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}; {c['nfe'].mean():.1f} calls")

@@ -120,10 +120,10 @@ def sampling(cfg, curve, seed, T, temperature, setting, texts, tag=""):
     return [part for key, value in how.items() for part in (f"--{key}", str(value))]
 
 
-def interpolate(x, points):
-    """Piecewise linear through sorted [(x, y), ...], constant beyond its ends."""
-    if x <= points[0][0]:
-        return points[0][1]
+def centre(chosen, T):
+    """The temperature for T steps: that of the tuning (at a few T, "temperature" {T: value}), linear in ln T between them."""
+    points = sorted((math.log(int(T)), value) for T, value in chosen["temperature"].items())
+    x = min(max(math.log(T), points[0][0]), points[-1][0])
     for (a, low), (b, high) in itertools.pairwise(points):
         if x <= b:
             return low + (high - low) * (x - a) / (b - a)
@@ -135,11 +135,9 @@ def cells(cfg, tuning, length, tag=""):
     plan = {}
     for curve in CURVES:
         chosen = tuning[f"{curve.model}/{curve.path}"]
-        known = sorted((math.log(int(T)), t) for T, t in chosen["temperature"].items())
         for T in SCALES[cfg.scale].steps if curve.path != "ar" else (length,):
-            centre = interpolate(math.log(T), known)
             plan[f"{curve.model}/{curve.path}", T] = [
-                sampling(cfg, curve, seed, T, centre * factor, chosen["setting"], SCALES[cfg.scale].texts, tag)
+                sampling(cfg, curve, seed, T, centre(chosen, T) * factor, chosen["setting"], SCALES[cfg.scale].texts, tag)
                 for seed in SEEDS for factor in (0.94, 1.06)]
     return plan
 

@@ -34,7 +34,7 @@ from data import load_meta, load_tokens, tokenizer, train_windows
 from dsl_loss import (SNRMix, ar_loss, critical_snr, draw_corruption, dsl_loss, is_endpoint, keyed_draws, keyed_generator, mdlm_loss,
                       stratified)
 from mdlm import mdlm_to_dsl, read_mdlm
-from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint
+from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint, with_new_sphere
 from runtime import Log, StopSignal, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use, prefetch, rerun
 from validate import bits_per_byte, describe, evaluate
 
@@ -93,6 +93,8 @@ def build(cfg, tokens, meta):
         if ckpt["tokenizer"] != meta["tokenizer"]:
             raise Problem(f"{cfg.init_from} was trained on {ckpt['tokenizer']} tokens and {cfg.dataset} holds {meta['tokenizer']}: prepare "
                           "the text again with that tokenizer")
+        if ckpt["config"]["objective"] != "dsl" and (cfg.d_embed, cfg.beta) != (source.config.d_embed, source.config.beta):
+            source = with_new_sphere(source, cfg.d_embed, cfg.beta)
     else:
         source = mdlm_to_dsl(read_mdlm(cfg.init_from), cfg.n_head, cfg.length, cfg.d_embed)
     for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_embed", "causal"):
@@ -110,19 +112,20 @@ def resumed(cfg, path, meta):
         raise Problem(f"{path} was trained on {ckpt['tokenizer']} tokens (V = {ckpt['model_config']['vocab_size']}), {cfg.dataset} holds "
                       f"{meta['tokenizer']} (V = {meta['vocab_size']}): use the dataset it was trained on, or another --out_dir")
     for name, value in asdict(cfg).items():
-        if name not in MAY_CHANGE and ckpt["config"].get(name) != value:
-            raise Problem(f"{path} was trained with --{name} {ckpt['config'].get(name)}, not {value}: use that, or another --out_dir")
+        before = ckpt["config"].get(name, getattr(cfg.__class__, name))  # a flag that is younger than the checkpoint was at its default
+        if name not in MAY_CHANGE and before != value:
+            raise Problem(f"{path} was trained with --{name} {before}, not {value}: use that, or another --out_dir")
     return ckpt
 
 
 class Objective(nn.Module):
     """The loss as a module, so that DDP and compile wrap it while the model that is saved stays as it is."""
 
-    def __init__(self, model, objective):
+    def __init__(self, model, objective, frozen=()):
         super().__init__()
         self.model, self.loss = model, LOSSES[objective]
-        for p in (model.view.raw_E, model.view.beta):  # evidence is DSL's alone: DDP would wait for gradients that never come
-            p.requires_grad_(objective == "dsl")
+        for name, p in (("E", model.view.raw_E), ("beta", model.view.beta)):  # evidence is DSL's alone: DDP would wait for their gradients
+            p.requires_grad_(objective == "dsl" and name not in frozen)
 
     def forward(self, x0, *noise):
         return self.loss(self.model, x0, *noise)
@@ -130,7 +133,7 @@ class Objective(nn.Module):
 
 def wrap(cfg, run):
     """The objective to call: compiled where that pays, and averaging its gradients over the processes."""
-    objective = Objective(run.model, cfg.objective)
+    objective = Objective(run.model, cfg.objective, cfg.frozen)
     if cfg.compile == "on" or cfg.compile == "auto" and run.device.type == "cuda":
         objective = torch.compile(objective)
     if run.world > 1:

@@ -45,8 +45,9 @@ class Config:
     d_model: int = arg(128, "C, width of the stream")
     d_embed: int = arg(32, "D, dimension of the unit sphere of token embeddings")
     dropout: float = arg(0.0, "dropout on both branches of a block")
-    beta: float = arg(1.0, "start of the view's inverse temperature")
-    mask_share: float = arg(0.5, "start of the [MASK] slot's weight at SNR 0; like beta not used with --init_from")
+    beta: float = arg(1.0, "start of the view's inverse temperature; with --init_from only where that was not trained by DSL")
+    mask_share: float = arg(0.5, "start of the [MASK] slot's weight at SNR 0; not used with --init_from")
+    frozen: tuple[str, ...] = arg((), "what stays as it starts: E (the embeddings), beta")
     # the corruption (DSL only), SNRs in units of t_c = 2 ln V
     endpoint: float = arg(0.5, "share of sequences made of clean and masked tokens only")
     common: float = arg(0.0, "share of the other sequences whose tokens have one SNR in common")
@@ -88,6 +89,8 @@ class Config:
                 raise ValueError(f"--{name} cannot be negative")
         if not (self.lr > 0 and self.snr_median > 0 and self.clip > 0 and 0 <= self.beta2 < 1 and 0 < self.mask_share < 1):
             raise ValueError("--lr, --snr_median and --clip must be positive, --beta2 and --mask_share between 0 and 1")
+        if not set(self.frozen) <= {"E", "beta"}:
+            raise ValueError("--frozen takes E, beta or both")
         if self.eval_windows < 17 or self.frame_eos and self.length < 3:
             raise ValueError("--eval_windows must be at least 17 (the diffusion bound takes every 16th), --length 3 with --frame_eos")
         if self.d_model % (2 * self.n_head):

@@ -112,6 +112,28 @@ def test_loss_falls_and_the_average_follows(cfg):
     assert torch.equal(model.out.weight, state["ema"]["out.weight"])
 
 
+def test_frozen_parts_stay_as_they_start_and_the_rest_moves(cfg):
+    train.main(replace(cfg, frozen=("E", "beta"), beta=0.7))
+    train.main(replace(cfg, out_dir=cfg.out_dir + "/free", beta=0.7))
+    torch.manual_seed(cfg.seed)
+    start = DSL(train.shape(replace(cfg, beta=0.7), 257)).view
+    held, free = (load_checkpoint(f"{out}/ckpt.pt", ema=False)[0].view for out in (cfg.out_dir, cfg.out_dir + "/free"))
+    assert torch.equal(held.raw_E, start.raw_E) and held.beta == start.beta and not torch.equal(held.value, start.value)
+    assert not torch.equal(free.raw_E, start.raw_E) and free.beta != start.beta
+
+
+def test_evidence_starts_anew_where_dsl_has_not_trained_it(cfg):
+    train.main(replace(cfg, objective="mdlm"))
+    start = f"{cfg.out_dir}/ckpt.pt"
+    other = replace(cfg, init_from=start, out_dir=cfg.out_dir + "/dsl", d_embed=5, beta=0.5, max_steps=1, lr=1e-9)
+    train.main(other)
+    before, after = load_checkpoint(start)[0], load_checkpoint(f"{other.out_dir}/ckpt.pt")[0]
+    assert after.E.shape == (257, 5) and after.view.beta.item() == pytest.approx(0.5)
+    assert torch.allclose(before.view.value, after.view.value, atol=1e-6) and torch.allclose(before.out.weight, after.out.weight, atol=1e-6)
+    with pytest.raises(Problem, match="has d_embed 5, this run 6"):
+        train.main(replace(cfg, init_from=f"{other.out_dir}/ckpt.pt", out_dir=cfg.out_dir + "/more", d_embed=6))
+
+
 def test_resume_of_a_finished_run_trains_nothing(cfg, capsys):
     train.main(cfg)
     before = open(f"{cfg.out_dir}/ckpt.pt", "rb").read()
@@ -173,7 +195,7 @@ def test_learning_rate_warms_up_and_falls_to_its_share(cfg):
 
 @pytest.mark.parametrize("flags", ["--lr x", "--lr -1", "--max_steps 0", "--preset none", "--endpoint 2", "--max_step 5",
                                    "--n_head 3 --d_model 64", "--objective gan", "stray", "--micro_batch -1", "--beta2 1",
-                                   "--clip 0", "--lr nan", "--seed -1", "--frame_eos --length 2", "--eval_windows 9"])
+                                   "--clip 0", "--lr nan", "--seed -1", "--frozen bias", "--frame_eos --length 2", "--eval_windows 9"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         train.parse_args(flags.split())

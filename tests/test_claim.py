@@ -1,0 +1,206 @@
+"""The arithmetic of the claim on curves whose answer is known, and the whole of reproduce.py on a toy."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import train
+from train_config import parse_args as train_args
+
+import claim
+import reproduce
+import reproduce_config
+from config import Problem
+from reproduce_config import SEEDS, Curve, Scale, by_checkpoint, cells, centre, flags, parse_args, sampling, trainings
+from sampler_config import parse_args as sampler_args
+
+SAMPLE_ALL = reproduce.sample_all  # the fixture replaces it
+
+# ---- arithmetic --------------------------------------------------------------------------------------------------------------
+
+
+def texts(mean, slope=3.0, n=60, noise=0.3, seed=0, entropies=(2.9, 3.0), by_seed=0.0):
+    """A cell (3, 2, n) whose NLL at entropy 2.95 is `mean` and falls by `slope` with entropy; training seeds differ by `by_seed`."""
+    rng = np.random.default_rng(seed)
+    H = np.array(entropies)[None, :, None] + 0.05 * rng.standard_normal((3, 2, n))
+    nll = mean + slope * (H - 2.95) + noise * rng.standard_normal((3, 2, n)) + by_seed * np.arange(-1, 2)[:, None, None]
+    return {"nll": nll, "entropy": H}
+
+
+def test_a_cell_is_read_at_the_entropy_of_the_data():
+    exact = texts(2.0, noise=0.0)
+    assert claim.at_entropy(exact["nll"], exact["entropy"], 2.95) == pytest.approx(2.0, abs=1e-9)
+    assert claim.at_entropy(exact["nll"], exact["entropy"], 3.05) == pytest.approx(2.3, abs=1e-9)
+    assert math.isnan(claim.at_entropy(exact["nll"], exact["entropy"], 3.5))  # too far to follow the line
+    flat = texts(2.0, noise=0.0, entropies=(2.95, 2.95))
+    flat["entropy"][:] = 2.95
+    assert math.isnan(claim.at_entropy(flat["nll"], flat["entropy"], 2.95))
+
+
+def test_bootstrap_error_is_that_of_the_mean_and_knows_about_seeds():
+    """Along the exact slope, noise .3 over 360 texts gives .3 / sqrt(360) = .0158; 400 resamples have a spread known to 4%."""
+    cell = texts(2.0, by_seed=0.0)
+    (draws,) = claim.bootstrap({("dsl/a", 4): cell}, 2.95).values()
+    assert draws.std() == pytest.approx(0.3 / 360**0.5, rel=0.25)
+    cells = {("dsl/a", T): texts(2.0, by_seed=0.2, seed=T) for T in (4, 8)}
+    a, b = claim.bootstrap(cells, 2.95).values()  # seeds at -.2, 0, .2: the mean of 3 drawn with replacement has sd .163 / sqrt(3)
+    assert a.std() == pytest.approx(0.2 * (2 / 3) ** 0.5 / 3**0.5, rel=0.25)
+    assert (a - b).std() < 0.06  # one model's seeds are drawn together, so they cancel; else .13
+
+
+def test_calls_to_reach_interpolates_in_log_calls():
+    curve = [(4, 3.0), (16, 2.0), (64, 2.5), (256, 1.0)]
+    assert claim.calls_to_reach(curve, 2.5) == pytest.approx(8)
+    assert claim.calls_to_reach(curve, 2.0) == pytest.approx(16)
+    assert claim.calls_to_reach(curve, 1.5) == pytest.approx(128)  # between 64, where 2.0 had been reached before, and 256
+    assert claim.calls_to_reach(curve, 0.9) == math.inf and claim.calls_to_reach(curve, 3.5) == 4
+
+
+def scaling(factor, steps, model="dsl", path="posterior", noise=0.1):
+    """NLL = 3 - 0.3 ln(factor x calls): `factor` times the quality per call."""
+    return {(f"{model}/{path}", T): texts(3 - 0.3 * math.log(factor * T), noise=noise, seed=T + len(model)) for T in steps}
+
+
+def test_a_model_that_needs_four_times_fewer_calls_has_ratio_four():
+    steps = (4, 8, 16, 32, 64, 128, 256)
+    every = scaling(4, steps) | scaling(1, steps, "mdlm_more", "remdm") | scaling(0.5, steps, "mdlm_more", "recorded")
+    point = {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in every.items()}
+    boot, nfe = claim.bootstrap(every, 2.95), {key: float(key[1]) for key in every}
+    names = ["mdlm_more/remdm", "mdlm_more/recorded"]
+    report = claim.ratio_report(point, boot, nfe, "dsl/posterior", names, [4, 8, 16, 32], steps)
+    assert 3.6 < report["geometric_mean"] < 4.4 and report["interval"][0] < 4 < report["interval"][1] < 5
+    assert all(3 < report["at"][T]["ratio"] < 5 and report["at"][T]["censored"] == 0 for T in (4, 8, 16, 32))
+    better = scaling(100, steps)
+    point |= {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in better.items()}
+    report = claim.ratio_report(point, boot | claim.bootstrap(better, 2.95), nfe, "dsl/posterior", names, [32], steps)
+    assert report["at"][32]["ratio"] == 8 and report["at"][32]["censored"] == 1  # the longest run, 256 calls, does not reach it
+
+
+def test_the_claim_is_decided_against_the_best_sampler_at_4t_and_the_published_one_at_8t():
+    steps = (4, 8, 16, 32, 64, 128, 256)
+    point = {("dsl/posterior", T): 2.0 for T in steps} | {("dsl/sde", T): math.nan for T in steps}
+    point |= {("mdlm_more/remdm", T): 3.0 for T in steps} | {("mdlm_more/recorded", T): 2.5 if T != 64 else 3.5 for T in steps}
+    pairs = dict(claim.opponents(point, steps, 128)[:4])
+    assert pairs[("dsl/posterior", 16)] == ("mdlm_more/remdm", 64) and pairs[("dsl/posterior", 32)] == ("mdlm_more/recorded", 128)
+    assert claim.opponents(point, steps, 128)[4:] == [(("dsl/posterior", T), ("mdlm_more/remdm", 8 * T)) for T in (4, 8, 16, 32)]
+
+
+# ---- the plan ----------------------------------------------------------------------------------------------------------------
+
+
+def test_both_ways_of_going_on_get_the_same_training():
+    plan = trainings(parse_args([]), {"mdlm_more": "1e-3", "dsl": "2e-3"})
+    for seed in SEEDS:
+        ours, theirs = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more"))
+        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
+    for argv in plan.values():
+        assert train_args(argv).dataset == "pydocs"
+    assert len({argv[argv.index("--out_dir") + 1] for argv in plan.values()}) == len(plan)
+
+
+def test_remasks_per_token_become_each_path_s_own_flag():
+    assert flags(Curve("dsl", "posterior", []), {"R": 4, "top_p": 1.0}, 32) == {"top_p": 1.0, "remask_budget": 4}
+    assert flags(Curve("dsl", "remdm-cap", []), {"R": 4}, 32) == {"eta": 0.125}
+    assert flags(Curve("dsl", "remdm-loop", []), {"R": 4}, 32) == {"eta": 0.25}
+    assert flags(Curve("dsl", "remdm-loop", []), {"R": 4}, 4) == {"eta": 1.0}
+
+
+def test_every_cell_is_a_command_line_of_the_sampler():
+    tuning = {f"{c.model}/{c.path}": {"setting": c.grid[-1], "temperature": {"8": 0.8, "32": 1.0, "128": 1.1}}
+              for c in reproduce_config.CURVES}
+    plan = cells(parse_args([]), tuning, 128)
+    outs = [argv[-1] for argvs in plan.values() for argv in argvs]
+    assert len(outs) == len(set(outs)) and len(plan) == 7 * (len(reproduce_config.CURVES) - 1) + 1
+    for (name, T), argvs in plan.items():
+        settings = [sampler_args(argv) for argv in argvs]
+        assert len(settings) == 6 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
+        assert len({s.seed for s in settings}) == 3 and len({s.temperature for s in settings}) == 2
+    assert sum(map(len, by_checkpoint({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
+
+
+def test_temperatures_between_those_of_the_tuning():
+    chosen = {"temperature": {"8": 1.0, "32": 0.8, "128": 0.6}}
+    assert [centre(chosen, T) for T in (4, 8, 16, 32, 128, 256)] == pytest.approx([1.0, 1.0, 0.9, 0.8, 0.6, 0.6])
+    assert centre({"temperature": {"32": 0.9}}, 128) == 0.9
+
+
+# ---- the whole ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A scale of seconds: networks of 8 channels, four curves, trainings and samplers in this process."""
+    data = np.random.default_rng(0).integers(97, 105, size=4000).astype(np.uint16)
+    meta = {"name": "toy", "tokenizer": "bytes", "vocab_size": 257, "eos": 256}
+    (tmp_path / "data" / "toy").mkdir(parents=True)
+    for split in ("train", "val"):
+        data.tofile(tmp_path / "data" / "toy" / f"{split}.bin")
+        meta[split] = {"tokens": len(data), "bytes": len(data), "documents": 1}
+    (tmp_path / "data" / "toy" / "meta.json").write_text(json.dumps(meta))
+    network = "--n_layer 1 --n_head 1 --d_model 8 --length 16 --batch_size 4 --eval_windows 17 --dtype float32 --save_every 2"
+    scale = Scale(network, 4, 2, 4, ("1e-3", "4e-3"), (4, 8, 16), 4, 4, 6)
+    for module in (reproduce, reproduce_config):
+        monkeypatch.setattr(module, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}]),
+                                               Curve("dsl", "remdm", [{}]), Curve("dsl", "posterior", [{"R": 2}, {"R": 4}])])
+    monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
+    monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
+    ran = []
+
+    def run(command, check):
+        ran.append(command)
+        try:
+            train.main(train_args(command[2:]))
+        except Problem:
+            return SimpleNamespace(returncode=1)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
+    monkeypatch.chdir(tmp_path)
+    return parse_args(["--data", "toy"]), ran
+
+
+def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
+    cfg, ran = toy
+    reproduce.main(cfg)
+    found = json.loads((tmp_path / "results" / "claim.json").read_text())
+    assert len(ran) == 3 + 2 * 2 + 2 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
+    cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
+    assert found["cells"]["ar/ar/16"]["num_samples"] == 24 and cell["num_samples"] == 36 and cell["nfe"] <= 4 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1
+    assert cell["entropy"][0] < math.log(16) and found["duels"] and (tmp_path / "results" / "claim.png").stat().st_size > 1000
+    assert {"claim.json", "claim_training.json", "claim_tuning.json", "claim.png"} == {p.name for p in (tmp_path / "results").iterdir()}
+    published = capsys.readouterr().out
+
+    reproduce.main(cfg)  # nothing is left to do: the same numbers
+    again = json.loads((tmp_path / "results" / "claim.json").read_text())
+    assert len(ran) == 13 and again["cells"] == found["cells"]
+    assert capsys.readouterr().out.count("== training") == 0 < published.count("== training")
+
+    reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/8"]))
+    assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == 13
+    with pytest.raises(Problem, match="has no cell dsl/posterior/5"):
+        reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/5"]))
+
+
+def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path):
+    cfg, ran = toy
+    (tmp_path / "data" / "toy" / "train.bin").write_bytes(b"xx")
+    with pytest.raises(Problem, match="training of mdlm stopped"):
+        reproduce.main(cfg)
+    assert len(ran) == 1 and not (tmp_path / "results").exists()
+
+
+def test_workers_write_what_one_process_writes(toy, tmp_path):
+    cfg, _ = toy
+    reproduce.train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in ("mdlm", "judge", "dsl-lr1e-3")})
+    tasks = [[sampling(cfg, Curve("dsl", path, []), "lr1e-3", 4, 1.0, {}, 3, tag)] for path in ("posterior", "mdlm") for tag in ("", "_x")]
+    SAMPLE_ALL(cfg, tasks[::2], "sampling")
+    judged = len(list((tmp_path / "out" / "reproduce" / "judged").rglob("*.npz")))
+    for task in tasks[1::2]:
+        reproduce.work(cfg, [[*task[0][:-1], task[0][-1]]], 1)
+    assert judged == 2
+    for one, other in zip(tasks[::2], tasks[1::2]):
+        rows = [[json.loads(line)["ids"] for line in open(task[0][-1])] for task in (one, other)]
+        assert len(rows[0]) == 3 and rows[0] != rows[1]  # `again` draws with another seed
