@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin/
 
-.PHONY: demo test results evaluate reproduce clean FORCE
+.PHONY: demo test results evaluate reproduce ablations clean FORCE
 
 demo: out/demo/ckpt.pt
 	@echo "== 4/4 sampling 32 texts in 32 steps: by MDLM's ancestral sampling for comparison, then by posterior remasking"
@@ -62,12 +62,18 @@ out/eval/remdm-%.jsonl: out/demo/ckpt.pt FORCE
 out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
-# The paper's claim on two cores, in about two hours: on English prose where TEXT names some (.txt, .md or .jsonl, also .gz or .xz), else on
-# pydocs. Interrupted, it goes on.
+# The paper's claim, and what it hangs on, each about two hours on two cores: on English prose where TEXT names some (.txt, .md or .jsonl,
+# also .gz or .xz), else on pydocs. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
+FINE_TUNED = out/reproduce/dsl-0/ckpt.pt out/reproduce/mdlm_more-0/ckpt.pt
 reproduce: .venv/tested data/$(CORPUS)/meta.json
 	$(BIN)python reproduce.py --data $(CORPUS)
+	$(BIN)python analyze.py correction --ckpt $(FINE_TUNED) --out results/claim_correction
+	$(BIN)python analyze.py calibration --ckpt $(FINE_TUNED) --out results/claim_calibration
+
+ablations: reproduce
+	$(BIN)python ablate.py --data $(CORPUS)
 
 data/english/meta.json: .venv/installed
 	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english

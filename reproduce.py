@@ -18,7 +18,7 @@ import sys
 from dataclasses import asdict
 
 from config import Problem, run
-from reproduce_config import CURVES, SCALES, SEEDS, THROWN_AWAY, by_checkpoint, cells, parse_args, sampling, trainings
+from reproduce_config import CURVES, SCALES, SEEDS, THROWN_AWAY, tasks_of, cells, parse_args, sampling, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -78,7 +78,7 @@ def measure(cfg, paths, judge):
 
 
 def work(cfg, argvs, threads):
-    """Sample and judge the cells of one checkpoint; the files and the judge's cache are the result."""
+    """Sample and judge a task, a list of command lines; the files and the judge's cache are the result."""
     torch.set_num_threads(threads)
     judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", pick_device())
     for argv in argvs:
@@ -132,14 +132,14 @@ def tune_all(cfg, rates, judge, target):
     for curve in CURVES:
         for setting in curve.grid:
             add(curve, AT, setting)
-    sample_all(cfg, by_checkpoint(plan), "tuning, 1 of 2")
+    sample_all(cfg, tasks_of(plan), "tuning, 1 of 2")
     for curve in CURVES:
         tried = [look(curve, AT, setting) for setting in curve.grid]
         best = min(tried, key=lambda t: np.nan_to_num(t["nll"], nan=np.inf))
         found[f"{curve.model}/{curve.path}"] = {"setting": best["setting"], "temperature": {AT: best["temperature"]}, "tried": tried}
         for T in (8, 128) if curve.path != "ar" else ():
             add(curve, T, best["setting"])
-    sample_all(cfg, by_checkpoint(plan), "tuning, 2 of 2")
+    sample_all(cfg, tasks_of(plan), "tuning, 2 of 2")
     for curve in CURVES:
         entry = found[f"{curve.model}/{curve.path}"]
         entry["temperature"] = {T: look(curve, T, entry["setting"])["temperature"] for T in (8, AT, 128)
@@ -178,12 +178,12 @@ def claim(cfg, rates):
     with open(path) as f:
         tuning = json.load(f)["paths"]
     plan = cells(cfg, tuning, judge.context)
-    sample_all(cfg, by_checkpoint(plan), "sampling")
+    sample_all(cfg, tasks_of(plan), "sampling")
     found = arrays(cfg, plan, judge, len(SEEDS))
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     more = {key: plan[key] for pair in opponents(point, scale.steps, judge.context) for key in pair}  # MAUVE wants 1,000 texts
     more = {key: [[*argv[:-3], str(scale.duel_texts), *argv[-2:]] for argv in argvs] for key, argvs in more.items()}
-    sample_all(cfg, by_checkpoint(more), "sampling more where the claim is decided")
+    sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
     found |= arrays(cfg, more, judge, len(SEEDS))
     numbers = compare_all(found, scale.steps, judge.context, target[0], real, features)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
@@ -208,7 +208,7 @@ def again(cfg):
     train_all(cfg, {key: plan[key] for key in ("mdlm", "judge", *(f"{name.split('/')[0]}-{seed}" for seed in SEEDS), "ar") if key in plan})
     judge, *_ = prepare(cfg)
     plan = {key: argvs for key, argvs in cells(cfg, stored["tuning"], judge.context, "_again").items() if key == (name, int(T))}
-    sample_all(cfg, by_checkpoint(plan), f"sampling {cfg.cell}")
+    sample_all(cfg, tasks_of(plan), f"sampling {cfg.cell}")
     (c,) = arrays(cfg, plan, judge, len(SEEDS)).values()
     value = at_entropy(c["nll"], c["entropy"], stored["data"]["entropy"][0])
     published = cell(stored["cells"][cfg.cell]["nll"])

@@ -142,6 +142,6 @@ def cells(cfg, tuning, length, tag=""):
     return plan
 
 
-def by_checkpoint(plan):
-    """Lists of command lines that share a checkpoint and a path."""
+def tasks_of(plan):
+    """Lists of command lines whose keys agree in their first two parts: one task for a worker."""
     return [list(itertools.chain(*(plan[key] for key in keys))) for _, keys in itertools.groupby(sorted(plan, key=str), lambda k: k[:2])]

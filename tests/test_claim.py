@@ -13,7 +13,7 @@ import claim
 import reproduce
 import reproduce_config
 from config import Problem
-from reproduce_config import SEEDS, Curve, Scale, by_checkpoint, cells, centre, flags, parse_args, sampling, trainings
+from reproduce_config import SEEDS, Curve, Scale, tasks_of, cells, centre, flags, parse_args, sampling, trainings
 from sampler_config import parse_args as sampler_args
 
 SAMPLE_ALL = reproduce.sample_all  # the fixture replaces it
@@ -117,7 +117,7 @@ def test_every_cell_is_a_command_line_of_the_sampler():
         settings = [sampler_args(argv) for argv in argvs]
         assert len(settings) == 6 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
         assert len({s.seed for s in settings}) == 3 and len({s.temperature for s in settings}) == 2
-    assert sum(map(len, by_checkpoint({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
+    assert sum(map(len, tasks_of({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
 
 
 def test_temperatures_between_those_of_the_tuning():
@@ -168,7 +168,8 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     found = json.loads((tmp_path / "results" / "claim.json").read_text())
     assert len(ran) == 3 + 2 * 2 + 2 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
     cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
-    assert found["cells"]["ar/ar/16"]["num_samples"] == 24 and cell["num_samples"] == 36 and cell["nfe"] <= 4 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1
+    assert found["cells"]["ar/ar/16"]["num_samples"] == 24 and cell["num_samples"] == 36
+    assert cell["nfe"] <= 4 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1
     assert cell["entropy"][0] < math.log(16) and found["duels"] and (tmp_path / "results" / "claim.png").stat().st_size > 1000
     assert {"claim.json", "claim_training.json", "claim_tuning.json", "claim.png"} == {p.name for p in (tmp_path / "results").iterdir()}
     published = capsys.readouterr().out
