@@ -1,6 +1,7 @@
 """Measure what is fast against the obvious way to do it, side by side in one run.
 
     python bench.py sample                       # a sampling step outside the backbone: head, nucleus, draw
+    python bench.py sample --whole               # with the backbone
     python bench.py train --preset demo          # forward and backward of the losses, and their memory
     python bench.py train --batch_size 2 --out results/bench_train.json
 
@@ -36,10 +37,11 @@ class Config:
     steps: int = arg(256, "sample: T, a step reveals L / T tokens on average")
     batch_size: int = arg(1, "texts at a time")
     top_p: float = arg(0.9, "sample: nucleus")
+    whole: bool = arg(False, "sample: with the whole network, not its head alone")
     repeats: int = arg(7, "timed repeats after one warm-up; the median counts, the quartiles are its spread")
     compile: bool = arg(False, "train: torch.compile the loss")
     plain: bool = arg(False, "memory: of the obvious way")
-    dtype: str = arg("auto", "train: precision of the matrix products", choices=("auto", "float32", "bfloat16"))
+    dtype: str = arg("auto", "precision of matrix products; sample: of the backbone alone", choices=("auto", "float32", "bfloat16"))
     out: str = arg("", "write the numbers to this json")
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
 
@@ -85,6 +87,14 @@ class Head:
         return h @ self.weight.T
 
 
+def whole_network(cfg, device):
+    """The real network, with weights that are random but for a head as peaked as a trained one's."""
+    torch.manual_seed(0)
+    net = DSL(ModelConfig(cfg.vocab_size, cfg.length, cfg.n_layer, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device).eval()
+    torch.nn.init.normal_(net.out.weight, std=3 / cfg.d_model**0.5)
+    return net
+
+
 def obvious_draw(model, h, top_p):
     """Tokens at all positions of features h (N, C): softmax, sort, nucleus, float64 Gumbel noise over the vocabulary."""
     probs = model.head(h).softmax(-1)
@@ -112,9 +122,10 @@ def timed(steps, repeats, device):
 
 @torch.no_grad()
 def sample(cfg, device):
-    """Head, nucleus and draw of one step, with the choice of where to draw. `posterior` also reads the head at the revealed half."""
-    model = Head(cfg, device)
-    sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps)])
+    """Head, nucleus and draw of one step, with the choice of where to draw, and the backbone if `whole`. `posterior` also reads the head
+    at the revealed half."""
+    model = whole_network(cfg, device) if cfg.whole else Head(cfg, device)
+    sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype])
     given = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device)
 
     def ours(i):
@@ -133,7 +144,9 @@ def sample(cfg, device):
         state.observe(target > state.snr, target)
 
     def obvious(i):
-        obvious_draw(model, model.features.flatten(0, 1), cfg.top_p)
+        with autocast(device, cfg.dtype):
+            h = model.hidden(model.embed_ids(given)).to(model.E.dtype)
+        obvious_draw(model, h.flatten(0, 1), cfg.top_p)
 
     return timed({"ours": ours, "posterior": posterior, "obvious": obvious}, cfg.repeats, device)
 
