@@ -51,7 +51,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "cpu": Scale("", 9600, 2000, 4800, ("1e-3", "2e-3", "4e-3"), (4, 8, 16, 32, 64, 128, 256), 48, 72, 170),
+    "cpu": Scale("", 9600, 2000, 4800, ("1e-3", "2e-3", "4e-3"), (4, 8, 16, 32, 64, 128, 256), 48, 60, 170),
     "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500", 20_000, 4000, 20_000,
                  ("2e-4", "4e-4", "8e-4"), (4, 8, 16, 32, 64, 128, 256, 512), 200, 400, 1000),
 }
@@ -67,9 +67,10 @@ class Curve(NamedTuple):
     fixed: dict = {}
 
 
-REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8)]
+REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8, 16)]
+LOOP = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (0.5, 1, 2, 4)]  # at T = 32 its r_max allows no more than 2
 NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
-SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": REMASK, "remdm-conf": NUCLEUS, "recorded": REMASK,
+SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": LOOP, "remdm-conf": NUCLEUS, "recorded": REMASK,
           "forward-backward": NUCLEUS}
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s} for s in (2.0, 3.0, 4.5)]}
 CURVES = [Curve("ar", "ar", NUCLEUS)]
