@@ -18,10 +18,10 @@ PUBLISHED = "remdm"  # the path with ReMDM's published settings
 
 def at_entropy(nll, entropy, target):
     """Mean NLL of a cell's texts (S, 2, n), moved to the entropy `target` along the line through its two temperatures; nan where the
-    two hardly differ in entropy, or where the line would have to be followed for more than twice their distance."""
+    two hardly differ in entropy, or where the line would have to be followed far beyond them."""
     step = entropy[:, 1].mean() - entropy[:, 0].mean()
     gap = target - entropy.mean()
-    if abs(step) < 0.01 or abs(gap) > 2.5 * abs(step):
+    if abs(step) < 0.01 or abs(gap) > 2 * abs(step):
         return math.nan
     return nll.mean() + gap * (nll[:, 1].mean() - nll[:, 0].mean()) / step
 

@@ -107,7 +107,7 @@ def sample_all(cfg, tasks, what):
 
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
-AT, TRY = 32, (0.8, 1.05)  # T and temperatures of the tuning
+AT, TRY = 32, {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # T of the tuning; nucleus -> temperatures around data's entropy
 
 
 def tune_all(cfg, rates, judge, target):
@@ -115,30 +115,31 @@ def tune_all(cfg, rates, judge, target):
     the temperature that gives that entropy at T = 8, 32 and 128 -> {"model/path": {"setting", "temperature", "tried"}}."""
     plan, found = {}, {}
 
-    def add(curve, T, setting):
+    def add(curve, T, setting, temperatures):
         seed = THROWN_AWAY if curve.model == "ar" else f"lr{rates[curve.model]}"
         plan[curve.model, curve.path, T, str(setting)] = [
-            sampling(cfg, curve, seed, T, t, setting, SCALES[cfg.scale].tuning_texts, "_tuning") for t in TRY]
+            sampling(cfg, curve, seed, T, t, setting, SCALES[cfg.scale].tuning_texts, "_tuning") for t in temperatures]
 
     def look(curve, T, setting):
         """The setting's NLL at the entropy `target`, and the temperature at which it is reached, within reason."""
-        lo, hi = (measure(cfg, [argv[-1]], judge) for argv in plan[curve.model, curve.path, T, str(setting)])
-        H, nll = (np.stack([lo[what], hi[what]])[None] for what in ("entropy", "nll"))
-        low, high = H.mean(2)[0].tolist()
+        argvs = plan[curve.model, curve.path, T, str(setting)]
+        cold, hot = (sampler_args(argv).temperature for argv in argvs)
+        c = arrays(cfg, {"": argvs}, judge, 1)[""]
+        low, high = c["entropy"].mean(2)[0].tolist()
         share = (target - low) / (high - low) if high - low > 0.01 else 0.5
-        return {"setting": setting, "nll": at_entropy(nll, H, target), "entropy": [low, high],
-                "temperature": TRY[0] * (TRY[1] / TRY[0]) ** min(2.0, max(-1.0, share))}
+        return {"setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "temperatures": [cold, hot], "entropy": [low, high],
+                "temperature": cold * (hot / cold) ** min(2.0, max(-1.0, share))}
 
     for curve in CURVES:
         for setting in curve.grid:
-            add(curve, AT, setting)
+            add(curve, AT, setting, TRY[setting.get("top_p", curve.fixed.get("top_p"))])
     sample_all(cfg, tasks_of(plan), "tuning, 1 of 2")
     for curve in CURVES:
         tried = [look(curve, AT, setting) for setting in curve.grid]
         best = min(tried, key=lambda t: np.nan_to_num(t["nll"], nan=np.inf))
         found[f"{curve.model}/{curve.path}"] = {"setting": best["setting"], "temperature": {AT: best["temperature"]}, "tried": tried}
         for T in (8, 128) if curve.path != "ar" else ():
-            add(curve, T, best["setting"])
+            add(curve, T, best["setting"], [best["temperature"] * factor for factor in (0.85, 1.15)])
     sample_all(cfg, tasks_of(plan), "tuning, 2 of 2")
     for curve in CURVES:
         entry = found[f"{curve.model}/{curve.path}"]

@@ -67,12 +67,12 @@ class Curve(NamedTuple):
     fixed: dict = {}
 
 
-REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8, 16)]
+REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8, 16, 32)]
 LOOP = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (0.5, 1, 2, 4)]  # at T = 32 its r_max allows no more than 2
 NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
 SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": LOOP, "remdm-conf": NUCLEUS, "recorded": REMASK,
           "forward-backward": NUCLEUS}
-DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s} for s in (2.0, 3.0, 4.5)]}
+DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
 CURVES = [Curve("ar", "ar", NUCLEUS)]
 for who in ("mdlm_more", "dsl"):
     CURVES.append(Curve(who, "remdm", [{}], {"top_p": 0.9, "nucleus": "remdm"}))  # as published

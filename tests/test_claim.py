@@ -142,8 +142,9 @@ def toy(tmp_path, monkeypatch):
     network = "--n_layer 1 --n_head 1 --d_model 8 --length 16 --batch_size 4 --eval_windows 17 --dtype float32 --save_every 2"
     scale = Scale(network, 4, 2, 4, ("1e-3", "4e-3"), (4, 8, 16), 4, 4, 6)
     for module in (reproduce, reproduce_config):
-        monkeypatch.setattr(module, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}]),
-                                               Curve("dsl", "remdm", [{}]), Curve("dsl", "posterior", [{"R": 2}, {"R": 4}])])
+        monkeypatch.setattr(module, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}], {"top_p": 0.9}),
+                                               Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
+                                               Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
     monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
     monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
     ran = []
