@@ -209,8 +209,7 @@ def save(cfg, run, step, scores):
 
 
 def update(cfg, run, objective, batches, step):
-    """Optimiser step `step` over the next of `batches` -> their mean (loss, bound) (2,), and whether the gradient was finite; if not,
-    nothing has changed."""
+    """One optimiser step over the next of `batches` -> their mean (loss, bound) (2,), and whether the gradient was finite: else no step."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step)
     seen, n = [], len(passes_of(cfg, step, run.rank, run.world))
@@ -282,7 +281,7 @@ def train(cfg, run, log):
                 report(cfg, run, log, bar, seen, done, time.time() - clock)
                 seen, clock = [], time.time()
             if run.rank == 0 and (last or done % cfg.save_every == 0):
-                save(cfg, run, done, scores)  # before the evaluation, lest that fails
+                save(cfg, run, done, {} if done == cfg.max_steps else scores)  # before the evaluation, lest that fails
             if done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0:
                 scores = evaluate_now(cfg, run, log, bar.write, done)
                 clock = time.time()
@@ -334,8 +333,10 @@ def main(cfg):
         f"{cfg.batch_size * cfg.length:,} tokens per step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into "
         f"{cfg.out_dir}", flush=True)
     log = Log(cfg, run)
-    if cfg.eval_only:
-        evaluate_now(cfg, run, log, say, run.step)
+    if cfg.eval_only or run.step >= cfg.max_steps and not run.scores:  # stopped in its last evaluation
+        scores = evaluate_now(cfg, run, log, say, run.step)
+        if rank == 0 and not cfg.eval_only:
+            save(cfg, run, run.step, scores)
     elif run.step >= cfg.max_steps:
         say(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
     else:

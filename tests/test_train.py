@@ -142,6 +142,20 @@ def test_resume_of_a_finished_run_trains_nothing(cfg, capsys):
     assert open(f"{cfg.out_dir}/ckpt.pt", "rb").read() == before
 
 
+def test_resume_of_a_run_stopped_in_its_last_evaluation_evaluates(cfg, monkeypatch):
+    def stops(*args):
+        raise KeyboardInterrupt
+
+    train.main(replace(cfg, out_dir=cfg.out_dir + "/whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(cfg)
+    assert ckpt(cfg)["step"] == cfg.max_steps and not ckpt(cfg)["validation"]
+    train.main(replace(cfg, resume=True))
+    assert ckpt(cfg)["validation"] == ckpt(replace(cfg, out_dir=cfg.out_dir + "/whole"))["validation"] != {}
+
+
 def test_an_existing_checkpoint_is_not_overwritten(cfg):
     train.main(cfg)
     before = open(f"{cfg.out_dir}/ckpt.pt", "rb").read()
