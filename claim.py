@@ -164,17 +164,17 @@ def claim_table(found, steps):
 
 
 def claim_figure(plt, found, of_data):
-    """NLL at the data's entropy against network calls: the continued MDLM's samplers on the left, DSL's on the right, the best of the
-    other side in grey."""
+    """NLL at the data's entropy against network calls: MDLM's samplers on the left, DSL's on the right; DSL's best on both."""
     calls = [row["nfe"] for row in found["cells"].values()]
     figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
     for axes, model, title in zip(panels, ("mdlm_more", "dsl"), ("MDLM, continued", "DSL, fine-tuned")):
-        for i, name in enumerate(of_model([tuple(key.rsplit("/", 1)) for key in found["cells"]], model)):
+        keys = [tuple(key.rsplit("/", 1)) for key in found["cells"]]
+        for i, name in enumerate(of_model(keys, model) + (of_model(keys, "mdlm") if model == "mdlm_more" else [])):
             rows = [row for key, row in found["cells"].items() if key.startswith(f"{name}/")]
             x, y, error = zip(*((row["nfe"], *row["nll"]) for row in rows))
             best = dict(linewidth=2.5, zorder=3) if name == found["best_path"] else {}
             axes.errorbar(x, y, error, marker="o", markersize=3, capsize=2, color=f"C{i % 10}", linestyle="-" if i < 10 else "--",
-                          label=name.split("/")[1], **best)
+                          label=name.split("/")[1] + (", not continued" if name.startswith("mdlm/") else ""), **best)
             for other in panels[panels != axes] if name == found["best_path"] else ():
                 other.plot(x, y, color="black", linewidth=1, linestyle=":", label=f"DSL, {name.split('/')[1]}")
         for key, row in found["cells"].items():

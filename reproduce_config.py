@@ -21,7 +21,7 @@ class Config:
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
-    workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
+    workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
     def __post_init__(self):
@@ -51,7 +51,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "cpu": Scale("", 9600, 2000, 4800, ("1e-3", "2e-3", "4e-3"), (4, 8, 16, 32, 64, 128, 256), 48, 60, 170),
+    "cpu": Scale("", 9600, 2000, 4800, ("1e-3", "2e-3", "4e-3", "8e-3"), (4, 8, 16, 32, 64, 128, 256), 48, 60, 170),
     "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500", 20_000, 4000, 20_000,
                  ("2e-4", "4e-4", "8e-4"), (4, 8, 16, 32, 64, 128, 256, 512), 200, 400, 1000),
 }
@@ -73,9 +73,12 @@ NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
 SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": LOOP, "remdm-conf": NUCLEUS, "recorded": REMASK,
           "forward-backward": NUCLEUS}
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
-CURVES = [Curve("ar", "ar", NUCLEUS)]
+PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
+ALONE = ("ar", "mdlm")  # one training each, sampled with every seed
+CURVES = [Curve("ar", "ar", NUCLEUS), Curve("mdlm", "mdlm", NUCLEUS), Curve("mdlm", "remdm", [{}], PUBLISHED),
+          Curve("mdlm", "recorded", REMASK)]
 for who in ("mdlm_more", "dsl"):
-    CURVES.append(Curve(who, "remdm", [{}], {"top_p": 0.9, "nucleus": "remdm"}))  # as published
+    CURVES.append(Curve(who, "remdm", [{}], PUBLISHED))
     CURVES += [Curve(who, path, grid) for path, grid in SHARED.items()]
 CURVES += [Curve("dsl", path, grid) for path, grid in DSL_ONLY.items()]
 
@@ -111,7 +114,7 @@ def flags(curve, setting, T):
 
 def sampling(cfg, curve, seed, T, temperature, setting, texts, tag=""):
     """The command line of sampler.py for the texts of one training seed at one temperature."""
-    folder = curve.model if curve.model == "ar" else f"{curve.model}-{seed}"
+    folder = curve.model if curve.model in ALONE else f"{curve.model}-{seed}"
     steps = train_args(trainings(cfg)["ar"]).length if curve.path == "ar" else T  # no choice there
     name = "-".join(f"{key}{value:g}" if isinstance(value, float | int) else value for key, value in setting.items())
     out = f"{cfg.out_dir}/samples{tag}/{curve.model}/{curve.path}/{T}-{seed}-{temperature:.3f}-{name}.jsonl"

@@ -1,7 +1,10 @@
 """The arithmetic of the claim on curves whose answer is known, and the whole of reproduce.py on a toy."""
 
+import contextlib
 import json
 import math
+import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,18 +152,17 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
     ran = []
 
-    def run(command, check):
+    def run(command, stdout, **rest):
         ran.append(command)
         try:
             train.main(train_args(command[2:]))
-        except Problem:
-            return SimpleNamespace(returncode=1)
-        return SimpleNamespace(returncode=0)
+        except Problem as error:
+            print(error, file=stdout)
 
-    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run, STDOUT=None))
     monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
     monkeypatch.chdir(tmp_path)
-    return parse_args(["--data", "toy"]), ran
+    return parse_args(["--data", "toy", "--workers", "1"]), ran
 
 
 def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
@@ -178,7 +180,7 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     reproduce.main(cfg)  # nothing is left to do: the same numbers
     again = json.loads((tmp_path / "results" / "claim.json").read_text())
     assert len(ran) == 13 and again["cells"] == found["cells"]
-    assert capsys.readouterr().out.count("== training") == 0 < published.count("== training")
+    assert capsys.readouterr().out.count("== training") == 0 < published.count("== training") == 13
 
     reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/8"]))
     assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == 13
@@ -192,6 +194,26 @@ def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path)
     with pytest.raises(Problem, match="training of mdlm stopped"):
         reproduce.main(cfg)
     assert len(ran) == 1 and not (tmp_path / "results").exists()
+    assert "train.bin" in (tmp_path / "out" / "reproduce" / "mdlm.log").read_text()
+
+
+def test_as_many_trainings_at_once_as_there_are_workers(toy, monkeypatch):
+    """The two wait for each other, so one after the other would stop after 20 seconds."""
+    cfg, _ = toy
+    run, both, ends = reproduce.subprocess.run, threading.Barrier(2), threading.Lock()
+
+    def together(command, env, **rest):
+        both.wait(20)
+        assert env["OMP_NUM_THREADS"] == str(max(1, os.cpu_count() // 2))
+        with ends:
+            run(command, **rest)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", together)
+    no_signals = contextlib.nullcontext(SimpleNamespace(agreed=lambda device: False))  # they want the main thread
+    monkeypatch.setattr(train, "StopSignal", lambda: no_signals)
+    plan = {name: argv for name, argv in trainings(cfg).items() if name in ("mdlm", "ar")}
+    found = reproduce.train_all(parse_args(["--data", "toy", "--workers", "2"]), plan)
+    assert [found[name]["step"] for name in ("mdlm", "ar")] == [4, 4]
 
 
 def test_workers_write_what_one_process_writes(toy, tmp_path):
