@@ -83,9 +83,8 @@ class PosteriorView(nn.Module):
     def posterior_mean(self, z):
         """The view itself: evidence z (N, D) -> (N, C). The softmax over the vocabulary is all that it costs."""
         with torch.autocast(z.device.type, enabled=False):  # scores reach hundreds: bfloat16 would be off by one
-            scores = self.beta * F.linear(z.to(self.raw_E.dtype), self.E)  # (..., V)
-            scores = torch.cat([scores, torch.zeros_like(scores[..., :1])], -1) + self.bias
-            weights = scores.softmax(-1)  # (..., V+1)
+            keys = F.pad(self.E, (0, 0, 0, 1))  # (V+1, D)
+            weights = F.linear(self.beta * z.to(self.raw_E.dtype), keys, self.bias).softmax(-1)  # (N, V+1)
         return weights.to(self.value.dtype) @ self.value
 
 
