@@ -27,7 +27,7 @@ def join_ranks(device):
     device = local_device(device)
     if "RANK" not in os.environ:
         return 0, 1, device
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), device
 
 
@@ -62,11 +62,11 @@ class StopSignal:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def agreed(self, device):
+    def agreed(self):
         """Whether any rank has been told to stop; every rank gets the same answer, so that none waits for the others in vain."""
         if not dist.is_initialized():
             return bool(self.received)
-        told = torch.tensor(int(bool(self.received)), device=device)
+        told = torch.tensor(int(bool(self.received)))  # on the CPU: hosts ask each other, not their GPUs
         dist.all_reduce(told)
         return bool(told)
 

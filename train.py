@@ -11,7 +11,6 @@ number of processes changes it (dropout alone is drawn per process).
 import contextlib
 import copy
 import itertools
-import math
 import os
 import time
 from dataclasses import asdict, replace
@@ -186,7 +185,7 @@ def start(cfg, rank, world, device):
     ckpt = resumed(cfg, path, meta) if cfg.resume or cfg.eval_only and path.exists() else None
     model = build(replace(cfg, init_from="scratch") if ckpt else cfg, tokens, meta).to(device)
     ema = copy.deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=device.type != "mps")
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True)
     if ckpt:
         model.load_state_dict(ckpt["model"])
         ema.load_state_dict(ckpt["ema"])
@@ -209,7 +208,8 @@ def save(cfg, run, step, scores):
 
 
 def update(cfg, run, objective, batches, step):
-    """One optimiser step over the next of `batches` -> their mean (loss, bound) (2,), and whether the gradient was finite: else no step."""
+    """One optimiser step over the next of `batches` -> (3,): mean loss and bound, norm of the gradient. Where that is not finite the
+    weights stay as they are, which the device sees to by itself: the host would have to wait for it to know."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step)
     seen, n = [], len(passes_of(cfg, step, run.rank, run.world))
@@ -221,28 +221,36 @@ def update(cfg, run, objective, batches, step):
                 loss, bound = objective(x0, *noise)
             (loss / n).backward()
         seen.append(torch.stack([loss.detach(), bound]))
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), cfg.clip)
-    good = math.isfinite(norm.item())  # the same on every rank, for gradients are averaged by now
-    if good:
-        run.optimizer.step()
-        decay = min(cfg.ema, (1 + step) / (10 + step))  # a shorter memory while young, or the average would remember the initialisation
-        with torch.no_grad():
-            torch._foreach_lerp_(list(run.ema.parameters()), list(run.model.parameters()), 1 - decay)
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), cfg.clip)  # the same on every rank: gradients are averaged by now
+    run.optimizer.found_inf = 1.0 - norm.isfinite().float()  # 1 makes the fused kernel skip the step
+    run.optimizer.step()
+    decay = min(cfg.ema, (1 + step) / (10 + step))  # a shorter memory while young, or the average would remember the initialisation
+    with torch.no_grad():
+        torch._foreach_lerp_(list(run.ema.parameters()), list(run.model.parameters()), 1 - decay)
     run.optimizer.zero_grad()
-    return torch.stack(seen).nanmean(0), good  # a pass without endpoint sequences has no bound
+    return torch.cat([torch.stack(seen).nanmean(0), norm[None]])  # a pass without endpoint sequences has no bound
 
 
-def report(cfg, run, log, bar, seen, step, seconds):
-    """Average the steps `seen` over steps and ranks, show and log them. The only place where losses travel to the host."""
-    if not seen:
-        return
-    loss, bound = torch.stack(seen).nanmean(0).float().split(1)
-    loss, bound = gather(loss[None]).mean().item(), bits_per_byte(run.meta, "train", gather(bound[None]).nanmean().item())
+def report(cfg, run, log, bar, seen, step, skipped, seconds):
+    """Average what `update` said of the last steps over steps and ranks, show and log it -> `skipped` and those among them. Nothing else
+    waits for the device. Raises Problem after more than cfg.skip_nonfinite of them."""
+    seen = torch.stack(seen).float().cpu()
+    good, path = seen[:, 2].isfinite(), f"{cfg.out_dir}/ckpt.pt"
+    for bad in (step - len(seen) + (~good).nonzero()[:, 0]).tolist():
+        skipped += 1
+        log.write(bad + 1, skipped=skipped)
+        if skipped > cfg.skip_nonfinite:
+            raise Problem(f"loss {seen[bad - step, 0]:.4g} with a gradient that is not finite at step {bad}, samples "
+                          f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}; the last good checkpoint is "
+                          f"{path if os.path.exists(path) else 'none'}: --init_from it with a lower --lr, or --skip_nonfinite 10")
+    loss, bound = gather(seen[good][:, :2].nanmean(0)[None]).nanmean(0).tolist()
+    bound = bits_per_byte(run.meta, "train", bound)
     speed = len(seen) * cfg.batch_size * cfg.length / seconds
     mfu = speed * flops_per_token(run.model.config, endpoint_share(cfg)) / (run.ceiling * run.world)
     memory = memory_in_use(run.device)
     bar.set_postfix(loss=f"{loss:.3f}", bits_per_byte=f"{bound:.3f}", tokens_s=f"{speed:,.0f}", mfu=f"{mfu:.0%}", GiB=f"{memory:.1f}")
     log.write(step, loss=loss, bits_per_byte=bound, lr=learning_rate(cfg, step - 1), tokens_per_s=speed, mfu=mfu, memory_gib=memory)
+    return skipped
 
 
 def show_samples(cfg, run, bar, step):
@@ -264,23 +272,15 @@ def train(cfg, run, log):
     seen, clock, scores, skipped = [], time.time(), run.scores, 0
     with StopSignal() as stop, tqdm(total=cfg.max_steps, initial=run.step, desc="training", mininterval=1, disable=run.rank > 0) as bar:
         for step in range(run.step, cfg.max_steps):
-            losses, good = update(cfg, run, objective, batches, step)
-            if good:
-                seen.append(losses)
-            else:
-                skipped += 1
-                log.write(step + 1, skipped=skipped)
-                if skipped > cfg.skip_nonfinite:
-                    raise Problem(f"loss {losses[0].item():.4g} with a gradient that is not finite at step {step}, samples "
-                                  f"{step * cfg.batch_size}-{(step + 1) * cfg.batch_size - 1} of seed {cfg.seed}; the last good checkpoint "
-                                  f"is {path if path.exists() else 'none'}: --init_from it with a lower --lr, or --skip_nonfinite 10")
+            seen.append(update(cfg, run, objective, batches, step))
             bar.update()
-            done, told = step + 1, stop.agreed(run.device)
+            done, told = step + 1, stop.agreed()
             last = told or done == cfg.max_steps
-            if last or done % cfg.log_every == 0:
-                report(cfg, run, log, bar, seen, done, time.time() - clock)
+            saves = last or done % cfg.save_every == 0
+            if saves or done % cfg.log_every == 0:  # nothing is saved before the gradients are known to have been finite
+                skipped = report(cfg, run, log, bar, seen, done, skipped, time.time() - clock)
                 seen, clock = [], time.time()
-            if run.rank == 0 and (last or done % cfg.save_every == 0):
+            if run.rank == 0 and saves:
                 save(cfg, run, done, {} if done == cfg.max_steps else scores)  # before the evaluation, lest that fails
             if done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0:
                 scores = evaluate_now(cfg, run, log, bar.write, done)
