@@ -26,6 +26,7 @@ class Config:
     data: str = arg("pydocs", "as in reproduce.py")
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "as in reproduce.py: its checkpoints are read, those of the variants come beside them")
+    claim: str = arg("results/claim", "--results of reproduce.py")
     results: str = arg("results/ablations", "where the table goes: NAME.json, and NAME_correction.json with its figure")
     texts: int = arg(200, "texts of each path at each of two temperatures")
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
@@ -43,7 +44,8 @@ class Config:
 
 
 class Variant(NamedTuple):
-    """A name, the flags of train.py that differ from the claim's, the question, and what was predicted before running it."""
+    """A name, the flags of train.py that differ from the claim's, the question, and what was predicted before running it. In the flags
+    {quarter} and {twice} stand for so many steps of the fine-tuning, {both} for pretraining and fine-tuning, {lr} for the pretraining's."""
 
     name: str
     flags: str
@@ -70,11 +72,11 @@ VARIANTS = (
     Variant("E_fixed", "--frozen E", "are learned embeddings needed?", "no"),
     Variant("D8", "--d_embed 8", "a smaller sphere?", "mending worse: tokens are harder to tell apart"),
     Variant("D128", "--d_embed 128", "a larger one?", "within the noise"),
-    Variant("steps500", "--max_steps 500", "when does the gain appear: a quarter of the steps?", "half of the gain is there"),
-    Variant("steps4000", "--max_steps 4000", "does it go on growing: twice the steps?", "posterior gains .05 more"),
-    Variant("scratch", "--init_from scratch --max_steps 11600 --lr 4e-3", "from scratch, at the tokens of both stages?",
+    Variant("steps500", "--max_steps {quarter}", "when does the gain appear: a quarter of the steps?", "half of the gain is there"),
+    Variant("steps4000", "--max_steps {twice}", "does it go on growing: twice the steps?", "posterior gains .05 more"),
+    Variant("scratch", "--init_from scratch --max_steps {both} --lr {lr}", "from scratch, at the tokens of both stages?",
             "better than MDLM and then DSL, as the pilot saw on pydocs"),
-    Variant("scratch_mdlm", "--init_from scratch --max_steps 11600 --lr 4e-3 --objective mdlm", "and MDLM, equally long from scratch?",
+    Variant("scratch_mdlm", "--init_from scratch --max_steps {both} --lr {lr} --objective mdlm", "and MDLM, equally long from scratch?",
             "bound as MDLM continued"),
 )
 
@@ -89,7 +91,8 @@ import analyze
 from claim import at_entropy, bootstrap, spread
 from report import save_json, table
 from reproduce import arrays, prepare, sample_all, train_all
-from reproduce_config import Curve, centre, sampling, trainings
+from reproduce_config import SCALES, Curve, sampling, settings_at, trainings
+from train_config import parse_args as train_args
 
 CALLS, FACTORS = 16, (0.9, 1.1)  # T, and the temperatures around the claim's
 PATHS = ("posterior", "remdm-cap", "hybrid", "sde")
@@ -97,17 +100,19 @@ PATHS = ("posterior", "remdm-cap", "hybrid", "sde")
 
 def plan_of(cfg, variant, published):
     """Flags of train.py: those of the claim's DSL model with seed 0, then the variant's, of which the last one counts."""
-    base = trainings(cfg, published["learning_rates"])["dsl-0"]
-    return [*base, *shlex.split(variant.flags), "--out_dir", f"{cfg.out_dir}/dsl_{variant.name}-0"]
+    plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
+    flags = variant.flags.format(quarter=scale.tune // 4, twice=2 * scale.tune, both=scale.pretrain + scale.tune,
+                                 lr=train_args(plan["mdlm"]).lr)
+    return [*plan["dsl-0"], *shlex.split(flags), "--out_dir", f"{cfg.out_dir}/dsl_{variant.name}-0"]
 
 
 def cells(cfg, name, published, mdlm):
     """{(name, path): the sampler's command lines at two temperatures}."""
     plan = {}
     for path in PATHS[1:2] if mdlm else PATHS:
-        chosen = published["tuning"][f"dsl/{path}"]
-        plan[name, path] = [sampling(cfg, Curve(name, path, []), 0, CALLS, centre(chosen, CALLS) * factor, chosen["setting"], cfg.texts,
-                                     "_ablation") for factor in FACTORS]
+        setting, temperature = settings_at(published["tuning"][f"dsl/{path}"], CALLS)
+        plan[name, path] = [sampling(cfg, Curve(name, path, []), 0, CALLS, temperature * factor, setting, cfg.texts, "_ablation")
+                            for factor in FACTORS]
     return plan
 
 
@@ -115,12 +120,13 @@ def main(cfg):
     variants = [variant for variant in VARIANTS if re.fullmatch(cfg.only or ".*", variant.name)]
     if cfg.list:
         return print(table(("variant", "flags", "question", "predicted"), variants))
-    source = "results/claim.json"
     try:
-        with open(source) as f:
+        with open(f"{cfg.claim}.json") as f:
             published = json.load(f)
     except FileNotFoundError:
-        raise Problem(f"no {source}: run reproduce.py first, whose settings are varied here") from None
+        raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
+    if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
+        raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
     print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(PATHS)} paths at {CALLS} calls",
           flush=True)
     trainings_of = {f"dsl_{variant.name}-0": plan_of(cfg, variant, published) for variant in variants}

@@ -13,24 +13,26 @@ import numpy as np
 from metrics import mauve, ngram_js
 
 REPLICATES = 400
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # number of values -> Student's t
 PUBLISHED = "remdm"  # the path with ReMDM's published settings
 
 
 def at_entropy(nll, entropy, target):
     """Mean NLL of a cell's texts (S, 2, n), moved to the entropy `target` along the line through its two temperatures; nan where the
-    two hardly differ in entropy, or where the line would have to be followed far beyond them."""
+    hotter is hardly more varied than the colder, or where the line would have to be followed far beyond them."""
     step = entropy[:, 1].mean() - entropy[:, 0].mean()
     gap = target - entropy.mean()
-    if abs(step) < 0.01 or abs(gap) > 2 * abs(step):
+    if step < 0.01 or abs(gap) > 2 * step:
         return math.nan
     return nll.mean() + gap * (nll[:, 1].mean() - nll[:, 0].mean()) / step
 
 
 def resampled(shape, key, replicate):
-    """Indices that draw training seeds, and texts within each, with replacement. Cells of one model share the draw of the seeds."""
+    """Indices that draw training seeds, and texts within each, with replacement: the same texts of both temperatures, which were drawn with
+    the same random numbers. Cells of one model share the draw of the seeds."""
     S, _, n = shape
     seeds, texts = (np.random.default_rng([replicate, zlib.crc32(of.encode())]) for of in (key[0].split("/")[0], str(key)))
-    seeds, texts = seeds.integers(S, size=S), texts.integers(n, size=shape)
+    seeds, texts = seeds.integers(S, size=S), texts.integers(n, size=(S, 1, n))
     return seeds[:, None, None], np.array([0, 1])[None, :, None], texts
 
 
@@ -51,12 +53,14 @@ def bootstrap(cells, target):
 
 def calls_to_reach(curve, value):
     """The fewest network calls at which a curve [(calls, NLL), ...] is at `value` or below, between its points linear in log calls; inf
-    where it never is. Below its first point, the first point's calls: nothing is known of fewer."""
+    where it never is, nan where there is nothing to compare. Below its first point, the first point's calls: nothing is known of fewer."""
+    if not curve or math.isnan(value):
+        return math.nan
     curve = sorted(curve)
     best = np.minimum.accumulate([y for _, y in curve])
     for i, (calls, _) in enumerate(curve):
         if best[i] <= value:
-            if i == 0 or best[i - 1] <= best[i]:
+            if i == 0:
                 return calls
             share = (best[i - 1] - value) / (best[i - 1] - best[i])
             return math.exp((1 - share) * math.log(curve[i - 1][0]) + share * math.log(calls))
@@ -77,25 +81,30 @@ def ratios(values, nfe, ours, names, at, steps):
 
 def ratio_report(point, boot, nfe, ours, names, at, steps):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T. Infinity is "more than the
-    longest run": it counts as what that run would give, so that the mean is a lower bound, and `censored` says how often that was."""
+    longest run": it counts as what that run would give, and `censored` says how often that was; `floored` how often the baseline's shortest
+    run was good enough already, so that it might have needed fewer calls. nan where an entropy could not be matched."""
     longest = max(nfe[name, steps[-1]] for name in names)
-    cap = np.array([longest / nfe[ours, T] for T in at])
+    cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, min(nfe[name, steps[0]] for name in names)))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])
-    draws = draws[~np.isnan(draws).any(1)]
+    matched = draws[~np.isnan(draws).any(1)]
+    draws = matched if len(matched) > REPLICATES / 2 else np.full((1, len(at)), np.nan)
     value = np.array(ratios(point, nfe, ours, names, at, steps))
 
-    def summary(value, draws, cap):
+    def summary(value, draws, cap, floor):
         low, high = np.percentile(np.minimum(draws, cap), [2.5, 97.5])
-        return {"ratio": min(value, cap), "interval": [low, high], "censored": float(np.isinf(draws).mean())}
+        return {"ratio": np.minimum(value, cap), "interval": [low, high], "censored": float(np.isinf(draws).mean()),
+                "floored": float((draws < 1.01 * floor).mean())}
 
-    each = {T: summary(value[i], draws[:, i], cap[i]) for i, T in enumerate(at)}
+    each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
     mean = np.exp(np.log(np.minimum(draws, cap)).mean(1))
     low, high = np.percentile(mean, [2.5, 97.5])
-    return {"at": each, "geometric_mean": math.exp(np.log(np.minimum(value, cap)).mean()), "interval": [low, high]}
+    return {"at": each, "geometric_mean": math.exp(np.log(np.minimum(value, cap)).mean()), "interval": [low, high],
+            "matched": len(matched) / REPLICATES}
 
 
 def describe(c, target, references, of_references):
-    """The numbers of one cell -> dict. [value, error]: of nll by bootstrap, of mauve over k-means seeds, of js_4 by jackknife."""
+    """The numbers of one cell -> dict. [value, error]: of mauve over k-means seeds, of js_4 by jackknife; both of all its texts as they
+    are, at a mean entropy that is near the target and stands beside them."""
     own = [at_entropy(c["nll"][s : s + 1], c["entropy"][s : s + 1], target) for s in range(len(c["nll"]))]
     areas = mauve(c["features"], of_references, range(3))
     return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": own,
@@ -104,52 +113,64 @@ def describe(c, target, references, of_references):
             "mauve": [areas.mean().item(), areas.std().item()], "js_4": list(ngram_js(c["texts"], references, 4))}
 
 
-def duel(table, boot, ours, other):
-    """One cell against another -> differences (negative: ours is better) of NLL with its error, of 4-gram JS, and of MAUVE (positive:
-    better), and whether every training seed of ours beats every one of the other's."""
-    a, b = table[ours], table[other]
-    return {"ours": f"{ours[0]}/{ours[1]}", "other": f"{other[0]}/{other[1]}", "nfe": [a["nfe"], b["nfe"]],
-            "nll": [a["nll"][0] - b["nll"][0], spread(boot[ours] - boot[other])],
-            "every_seed": bool(max(a["nll_by_seed"]) < min(b["nll_by_seed"])),
-            "js_4": [a["js_4"][0] - b["js_4"][0], math.hypot(a["js_4"][1], b["js_4"][1])],
-            "mauve": [a["mauve"][0] - b["mauve"][0], math.hypot(a["mauve"][1], b["mauve"][1])],
-            "num_samples": [a["num_samples"], b["num_samples"]]}
+def difference(a, b):
+    """Mean difference of independent values, one of each training seed, and the half-width of its 95% interval by Student's t with S - 1
+    degrees of freedom: with three seeds 4.3 standard errors."""
+    a, b = np.array(a), np.array(b)
+    return [float(a.mean() - b.mean()), T_95[len(a)] * float((a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)) ** 0.5)]
+
+
+def duel(table, cells, pair, references, of_references):
+    """One cell against another -> differences (ours - other) of NLL at the data's entropy, of 4-gram JS (of both less is better) and of
+    MAUVE, each with the half-width of its 95% interval over training seeds; and whether each seed of ours beats all of the other's."""
+    a, b = (table[key] for key in pair)
+
+    def by_seed(key):
+        c, n = cells[key], cells[key]["nll"][0].size  # texts of a seed
+        parts = [slice(i, i + n) for i in range(0, c["nll"].size, n)]
+        return {"mauve": [mauve(c["features"][part], of_references[:n], range(1)).mean().item() for part in parts],
+                "js_4": [ngram_js(c["texts"][part], references[:n], 4)[0] for part in parts]}
+
+    mine, theirs = map(by_seed, pair)
+    return {"ours": f"{pair[0][0]}/{pair[0][1]}", "other": f"{pair[1][0]}/{pair[1][1]}", "nfe": [a["nfe"], b["nfe"]],
+            "nll": difference(a["nll_by_seed"], b["nll_by_seed"]), "entropy": [a["entropy"][0], b["entropy"][0]],
+            "every_seed": bool(np.max(a["nll_by_seed"]) < np.min(b["nll_by_seed"])),
+            **{what: difference(mine[what], theirs[what]) for what in mine}, "num_samples": [a["num_samples"], b["num_samples"]]}
 
 
 def of_model(cells, model):
     return list(dict.fromkeys(name for name, _ in cells if name.startswith(f"{model}/")))
 
 
-def opponents(point, steps, length):
-    """The cells of target (a): the best DSL path at T <= length / 4 against the best sampler of the continued MDLM at 4 T, and against
+def opponents(point, ours, steps, length):
+    """The cells of target (a): DSL's path `ours` at T <= length / 4 against the best sampler of the continued MDLM at 4 T, and against
     ReMDM's published settings at 8 T -> [(ours, other)]. `point` is {(model/path, T): matched NLL}."""
     at = [T for T in steps if T <= length / 4]
 
     def value(*key):
-        return np.nan_to_num(point.get(key, math.nan), nan=np.inf)
+        return np.nan_to_num(point[key], nan=np.inf)
 
-    ours = min(of_model(point, "dsl"), key=lambda name: np.mean([value(name, T) for T in at]))
     best = [((ours, T), (min(of_model(point, "mdlm_more"), key=lambda name: value(name, 4 * T)), 4 * T)) for T in at if 4 * T in steps]
     return best + [((ours, T), (f"mdlm_more/{PUBLISHED}", 8 * T)) for T in at if 8 * T in steps]
 
 
-def compare_all(cells, steps, length, target, references, of_references):
-    """All cells {(model/path, T): {"nll", "entropy", "nfe": (S, 2, n), "features", "texts"}} -> {"cells", "against_best",
-    "against_published", "same_rule", "duels"}. `references` are at least as many real texts as a cell has, `of_references` their
-    features."""
+def compare_all(cells, pairs, steps, length, target, references, of_references):
+    """All cells {(model/path, T): {"nll", "entropy", "nfe": (S, 2, n), "features", "texts"}} and the `pairs` of `opponents` -> {"cells",
+    "against_best", "against_published", "same_rule", "duels"}. `references` are at least as many real texts as a cell has,
+    `of_references` their features."""
     boot, table = bootstrap(cells, target), {}
     for key, c in cells.items():
         n = c["nll"].size
         table[key] = {"nll": [at_entropy(c["nll"], c["entropy"], target), spread(boot[key])],
                       **describe(c, target, references[:n], of_references[:n])}
     point, nfe = {key: row["nll"][0] for key, row in table.items()}, {key: row["nfe"] for key, row in table.items()}
-    pairs, at, baselines = opponents(point, steps, length), [T for T in steps if T <= length / 4], of_model(cells, "mdlm_more")
+    at, baselines = [T for T in steps if T <= length / 4], of_model(cells, "mdlm_more")
     ours = pairs[0][0][0]
     same = {name.split("/")[1]: {T: [point[ours_, T] - point[name, T], spread(boot[ours_, T] - boot[name, T])] for T in steps}
             for name in baselines for ours_ in [name.replace("mdlm_more", "dsl")]}
     return {"best_path": ours, "against_best": ratio_report(point, boot, nfe, ours, baselines, at, steps),
             "against_published": ratio_report(point, boot, nfe, ours, [f"mdlm_more/{PUBLISHED}"], at, steps),
-            "same_rule": same, "duels": [duel(table, boot, *pair) for pair in pairs],
+            "same_rule": same, "duels": [duel(table, cells, pair, references, of_references) for pair in pairs],
             "cells": {f"{name}/{T}": row for (name, T), row in table.items()}}
 
 

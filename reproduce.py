@@ -18,7 +18,7 @@ import sys
 from dataclasses import asdict
 
 from config import Problem, run
-from reproduce_config import ALONE, CURVES, SCALES, SEEDS, THROWN_AWAY, tasks_of, cells, parse_args, sampling, trainings
+from reproduce_config import ALONE, CURVES, SCALES, SEEDS, THROWN_AWAY, best_path, cells, nll_of, parse_args, sampling, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -39,6 +39,7 @@ from model import load_checkpoint, pick_device
 from report import cell, pyplot, save_figure, save_json, table
 from sampler import Writer, generate, load_for_sampling, template
 from sampler_config import parse_args as sampler_args
+from train import MAY_CHANGE
 from train_config import parse_args as train_args
 
 def shares(cfg):
@@ -52,11 +53,12 @@ def shares(cfg):
 
 def train_one(cfg, name, argv, threads):
     """Train to the end, unless that was done before -> what came out. Raises Problem where it stops before."""
-    path, log = f"{cfg.out_dir}/{name}/ckpt.pt", f"{cfg.out_dir}/{name}.log"
+    path, log, asked = f"{cfg.out_dir}/{name}/ckpt.pt", f"{cfg.out_dir}/{name}.log", train_args(argv)
 
     def result():
         ckpt = load_checkpoint(path)[1] if os.path.exists(path) else {"step": 0}
-        done = ckpt["step"] >= train_args(argv).max_steps and ckpt["validation"]  # evaluated only after the last step
+        done = ckpt["step"] >= asked.max_steps and ckpt["validation"]  # evaluated only after the last step
+        done = done and all(ckpt["config"].get(key) == value for key, value in asdict(asked).items() if key not in MAY_CHANGE)
         return {key: ckpt[key] for key in ("command", "commit", "step", "validation")} if done else None
 
     if not result():
@@ -70,15 +72,19 @@ def train_one(cfg, name, argv, threads):
 
 
 def train_all(cfg, plan):
-    """Run the trainings that are not finished -> {name: what came out}. On a CPU two at once, one thread each, take 4/5 of the time."""
+    """Run the trainings that are not finished, those that start from another's end after those from scratch -> {name: what came out}.
+    On a CPU two at once, with a thread each, take 4/5 of the time of one after the other."""
     os.makedirs(cfg.out_dir, exist_ok=True)
     workers, threads = shares(cfg)
-    sizes = [train_args(argv).max_steps for argv in plan.values()]
-    with (concurrent.futures.ThreadPoolExecutor(workers) as pool, tqdm(total=sum(sizes), desc="training", unit=" steps") as bar):
-        found, each = {}, map if workers == 1 else pool.map
-        for size, (name, result) in zip(sizes, each(lambda item: (item[0], train_one(cfg, *item, threads)), plan.items())):
-            found[name] = result
-            bar.update(size)
+    asked, found = {name: train_args(argv) for name, argv in plan.items()}, {}
+    waves = [[name for name in plan if (asked[name].init_from == "scratch") == scratch] for scratch in (True, False)]
+    with (concurrent.futures.ThreadPoolExecutor(workers) as pool,
+          tqdm(total=sum(a.max_steps for a in asked.values()), desc="training", unit=" steps") as bar):
+        for wave in waves:
+            each = map if workers == 1 else pool.map
+            for name, result in zip(wave, each(lambda name: train_one(cfg, name, plan[name], threads), wave)):
+                found[name] = result
+                bar.update(asked[name].max_steps)
     return found
 
 
@@ -91,11 +97,14 @@ def best_rates(cfg, found):
 # ---- sampling and judging ----------------------------------------------------------------------------------------------------
 
 
-def measure(cfg, paths, judge):
-    """What the judge says of the texts in files -> {"nll", "entropy", "nfe": (N,) per text, nll in nats per token; "features"; "texts"}."""
-    rows = [row for path in paths for row in read_samples(path, tokenizer(load_meta(cfg.data, cfg.data_dir)["tokenizer"]))]
-    texts = [torch.tensor(row["ids"]) for row in rows]
-    features, nll, tokens = judged(judge, texts, pick_device(), f"{cfg.out_dir}/judged", 64)
+def measure(cfg, argvs, judge):
+    """What the judge says of the texts of command lines -> {"nll", "entropy", "nfe": (N,) per text, nll in nats per token; "features";
+    "texts"}. A file may hold more texts than are asked for; each file is judged by itself, as `work` does, so that it is judged once."""
+    rows, verdicts, tok = [], [], tokenizer(load_meta(cfg.data, cfg.data_dir)["tokenizer"])
+    for settings in map(sampler_args, argvs):
+        rows += (mine := read_samples(settings.out, tok)[: settings.num_samples])
+        verdicts.append(judged(judge, [torch.tensor(row["ids"]) for row in mine], pick_device(), f"{cfg.out_dir}/judged", 64))
+    (features, nll, tokens), texts = map(torch.cat, zip(*verdicts)), [torch.tensor(row["ids"]) for row in rows]
     return {"nll": (nll / tokens).numpy(), "entropy": entropy(texts).numpy(), "nfe": np.array([row["nfe"] for row in rows], float),
             "features": features, "texts": texts}
 
@@ -110,7 +119,7 @@ def work(cfg, argvs, threads):
         for _ in generate(settings, model, tok, template(settings, tok, model), writer, 0, 1):
             pass
         writer.finish(settings.num_samples)
-        measure(cfg, [settings.out], judge)
+        measure(cfg, [argv], judge)
 
 
 def sample_all(cfg, tasks, what):
@@ -122,20 +131,25 @@ def sample_all(cfg, tasks, what):
           tqdm(total=sum(cost), desc=what, unit=" steps", disable=False) as bar):
         order = sorted(range(len(tasks)), key=lambda i: -cost[i])
         jobs = {pool.submit(work, cfg, tasks[i], threads): cost[i] for i in order}
-        for job in concurrent.futures.as_completed(jobs):
-            job.result()
-            bar.update(jobs[job])
+        try:
+            for job in concurrent.futures.as_completed(jobs):
+                job.result()
+                bar.update(jobs[job])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or all the others would be done first
+            raise
 
 
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
-AT, TRY = 32, {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # T of the tuning; nucleus -> temperatures around data's entropy
+AT, FINALS, FINALISTS = 32, (8, 128), 3
+TRY = {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
 
 
 def tune_all(cfg, rates, judge, target):
-    """Choose the setting of every path by the judge's NLL at the data's entropy, at T = 32, on one seed that is then thrown away; then
-    the temperature that gives that entropy at T = 8, 32 and 128 -> {"model/path": {"setting", "temperature", "tried"}}."""
-    plan, found = {}, {}
+    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the three best at T = 8 and 128, on one seed
+    that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    plan = {}
 
     def add(curve, T, setting, temperatures):
         seed = THROWN_AWAY if curve.model in ALONE else f"lr{rates[curve.model]}"
@@ -143,30 +157,26 @@ def tune_all(cfg, rates, judge, target):
             sampling(cfg, curve, seed, T, t, setting, SCALES[cfg.scale].tuning_texts, "_tuning") for t in temperatures]
 
     def look(curve, T, setting):
-        """The setting's NLL at the entropy `target`, and the temperature at which it is reached, within reason."""
         argvs = plan[curve.model, curve.path, T, str(setting)]
         cold, hot = (sampler_args(argv).temperature for argv in argvs)
         c = arrays(cfg, {"": argvs}, judge, 1)[""]
         low, high = c["entropy"].mean(2)[0].tolist()
         share = (target - low) / (high - low) if high - low > 0.01 else 0.5
-        return {"setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "temperatures": [cold, hot], "entropy": [low, high],
-                "temperature": cold * (hot / cold) ** min(2.0, max(-1.0, share))}
+        return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot], "entropy": [low, high],
+                "temperature": cold * (hot / cold) ** min(2.0, max(-1.0, share))}  # within reason
 
     for curve in CURVES:
         for setting in curve.grid:
             add(curve, AT, setting, TRY[setting.get("top_p", curve.fixed.get("top_p"))])
     sample_all(cfg, tasks_of(plan), "tuning, 1 of 2")
-    for curve in CURVES:
-        tried = [look(curve, AT, setting) for setting in curve.grid]
-        best = min(tried, key=lambda t: np.nan_to_num(t["nll"], nan=np.inf))
-        found[f"{curve.model}/{curve.path}"] = {"setting": best["setting"], "temperature": {AT: best["temperature"]}, "tried": tried}
-        for T in (8, 128) if curve.path != "ar" else ():
-            add(curve, T, best["setting"], [best["temperature"] * factor for factor in (0.85, 1.15)])
+    found = {curve.name: [look(curve, AT, setting) for setting in curve.grid] for curve in CURVES}
+    again = [(curve, T, entry) for curve in CURVES if curve.path != "ar" for T in FINALS
+             for entry in sorted(found[curve.name], key=nll_of)[:FINALISTS]]
+    for curve, T, entry in again:
+        add(curve, T, entry["setting"], [entry["temperature"] * factor for factor in (0.85, 1.15)])
     sample_all(cfg, tasks_of(plan), "tuning, 2 of 2")
-    for curve in CURVES:
-        entry = found[f"{curve.model}/{curve.path}"]
-        entry["temperature"] = {T: look(curve, T, entry["setting"])["temperature"] for T in (8, AT, 128)
-                                if (curve.model, curve.path, T, str(entry["setting"])) in plan}
+    for curve, T, entry in again:
+        found[curve.name].append(look(curve, T, entry["setting"]))
     return found
 
 
@@ -177,7 +187,7 @@ def arrays(cfg, plan, judge, seeds):
     """The measurements of every cell, per text, as (training seeds, 2, n)."""
     found = {}
     for key, argvs in tqdm(plan.items(), "reading", leave=False):
-        found[key] = measure(cfg, [argv[-1] for argv in argvs], judge)
+        found[key] = measure(cfg, argvs, judge)
         for what in ("nll", "entropy", "nfe"):
             found[key][what] = found[key][what].reshape(seeds, 2, -1)
     return found
@@ -195,20 +205,23 @@ def prepare(cfg):
 def claim(cfg, rates):
     """Stages 2 to 4, for checkpoints that are there."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
-    path = f"{cfg.out_dir}/tuning.json"
-    if not os.path.exists(path):
-        save_json(path, paths=tune_all(cfg, rates, judge, target[0]))
-    with open(path) as f:
-        tuning = json.load(f)["paths"]
-    plan = cells(cfg, tuning, judge.context)
+    path, tuning = f"{cfg.out_dir}/tuning.json", {}
+    if os.path.exists(path):
+        with open(path) as f:
+            stored = json.load(f)
+        tuning = stored["paths"] if stored["judge"] == judge.key and stored["learning_rates"] == rates else {}
+    if tuning.keys() != {curve.name for curve in CURVES}:
+        tuning = tune_all(cfg, rates, judge, target[0])
+        save_json(path, judge=judge.key, learning_rates=rates, paths=tuning)
+    plan, ours = cells(cfg, tuning, judge.context), best_path(tuning, "dsl")
     sample_all(cfg, tasks_of(plan), "sampling")
     found = arrays(cfg, plan, judge, len(SEEDS))
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
-    more = {key: plan[key] for pair in opponents(point, scale.steps, judge.context) for key in pair}  # MAUVE wants 1,000 texts
-    more = {key: [[*argv[:-3], str(scale.duel_texts), *argv[-2:]] for argv in argvs] for key, argvs in more.items()}
+    pairs, larger = opponents(point, ours, scale.steps, judge.context), cells(cfg, tuning, judge.context, texts=scale.duel_texts)
+    more = {key: larger[key] for pair in pairs for key in pair}  # MAUVE wants 1,000 texts
     sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
     found |= arrays(cfg, more, judge, len(SEEDS))
-    numbers = compare_all(found, scale.steps, judge.context, target[0], real, features)
+    numbers = compare_all(found, pairs, scale.steps, judge.context, target[0], real, features)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
     shutil.copy(path, f"{cfg.results}_tuning.json")
@@ -240,7 +253,10 @@ def again(cfg):
 
 def main(cfg):
     plan, scale = trainings(cfg), SCALES[cfg.scale]
-    load_meta(cfg.data, cfg.data_dir)  # its absence should be known first
+    meta, length = load_meta(cfg.data, cfg.data_dir), train_args(plan["ar"]).length  # what is missing should be known first
+    if meta["val"]["tokens"] < (needed := 2 * len(SEEDS) * scale.duel_texts * length):
+        raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
+                      "prepare a larger text")
     print(f"{cfg.scale}: {len(plan) + 2 * len(SEEDS)} trainings on {cfg.data}, {len(CURVES)} curves at T = {scale.steps}, "
           f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
@@ -250,6 +266,7 @@ def main(cfg):
         return again(cfg)
     found = train_all(cfg, plan)
     rates = best_rates(cfg, found)
+    print(f"learning rates {rates}, of {', '.join(scale.lrs)}", flush=True)
     found |= train_all(cfg, trainings(cfg, rates))
     save_json(f"{cfg.results}_training.json", learning_rates=rates, trainings=found)
     return claim(cfg, rates)

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from config import arg, parse
 from train_config import parse_args as train_args
 
@@ -52,7 +54,7 @@ class Scale(NamedTuple):
 
 SCALES = {
     "cpu": Scale("", 9600, 2000, 4800, ("1e-3", "2e-3", "4e-3", "8e-3"), (4, 8, 16, 32, 64, 128, 256), 48, 60, 170),
-    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500", 20_000, 4000, 20_000,
+    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", 20_000, 4000, 20_000,
                  ("2e-4", "4e-4", "8e-4"), (4, 8, 16, 32, 64, 128, 256, 512), 200, 400, 1000),
 }
 SEEDS, THROWN_AWAY = (0, 1, 2), 9
@@ -66,9 +68,13 @@ class Curve(NamedTuple):
     grid: list
     fixed: dict = {}
 
+    @property
+    def name(self):
+        return f"{self.model}/{self.path}"
+
 
 REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8, 16, 32)]
-LOOP = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (0.5, 1, 2, 4)]  # at T = 32 its r_max allows no more than 2
+LOOP = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (0.5, 1, 2, 4, 8)]  # at T = 32 its r_max allows no more than 2
 NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
 SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": LOOP, "remdm-conf": NUCLEUS, "recorded": REMASK,
           "forward-backward": NUCLEUS}
@@ -124,25 +130,33 @@ def sampling(cfg, curve, seed, T, temperature, setting, texts, tag=""):
     return [part for key, value in how.items() for part in (f"--{key}", str(value))]
 
 
-def centre(chosen, T):
-    """The temperature for T steps: that of the tuning (at a few T, "temperature" {T: value}), linear in ln T between them."""
-    points = sorted((math.log(int(T)), value) for T, value in chosen["temperature"].items())
-    x = min(max(math.log(T), points[0][0]), points[-1][0])
-    for (a, low), (b, high) in itertools.pairwise(points):
-        if x <= b:
-            return low + (high - low) * (x - a) / (b - a)
-    return points[-1][1]
+def settings_at(tried, T):
+    """The setting for T steps, the best at the nearest T of the tuning, and its temperature, linear in ln T between those of the tuning."""
+    near = min({t["T"] for t in tried}, key=lambda at: (abs(math.log(at / T)), -at))  # of two as near, the larger
+    best = min((t for t in tried if t["T"] == near), key=nll_of)
+    points = sorted((math.log(t["T"]), t["temperature"]) for t in tried if t["setting"] == best["setting"])
+    return best["setting"], float(np.interp(math.log(T), *zip(*points)))
 
 
-def cells(cfg, tuning, length, tag=""):
+def nll_of(entry):
+    """The NLL of a setting that was tried, inf where its entropy could not be matched."""
+    return math.inf if entry["nll"] is None or math.isnan(entry["nll"]) else entry["nll"]
+
+
+def best_path(tuning, model, at=(8, 32)):
+    """The path of a model with the lowest NLL over `at` in the tuning: chosen before the texts are drawn that decide the claim."""
+    return min((name for name in tuning if name.startswith(f"{model}/")),
+               key=lambda name: sum(min(nll_of(t) for t in tuning[name] if t["T"] == T) for T in at))
+
+
+def cells(cfg, tuning, length, tag="", texts=0):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures around that of the data's entropy."""
     plan = {}
     for curve in CURVES:
-        chosen = tuning[f"{curve.model}/{curve.path}"]
         for T in SCALES[cfg.scale].steps if curve.path != "ar" else (length,):
-            plan[f"{curve.model}/{curve.path}", T] = [
-                sampling(cfg, curve, seed, T, centre(chosen, T) * factor, chosen["setting"], SCALES[cfg.scale].texts, tag)
-                for seed in SEEDS for factor in (0.94, 1.06)]
+            setting, temperature = settings_at(tuning[curve.name], T)
+            plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, texts or SCALES[cfg.scale].texts, tag)
+                                   for seed in SEEDS for factor in (0.94, 1.06)]
     return plan
 
 
