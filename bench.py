@@ -4,17 +4,28 @@
     python bench.py sample --whole               # with the backbone
     python bench.py train --preset demo          # forward and backward of the losses, and their memory
     python bench.py train --batch_size 2 --out results/bench_train.json
+    python bench.py train --vs compile dtype=float32   # the same, and the same with other flags, taking turns
+    python bench.py head                         # the cross-entropy of features alone, also by torch's own linear_cross_entropy
+    python bench.py prepare                      # tokenisation
 
 The obvious way is that of the public MDLM and ReMDM code. Sampling: logits of every position, softmax, a full sort for the nucleus, float64
 Gumbel noise over the whole vocabulary, at every step; ours draws only at the positions that the step reveals. Training: float32 logits
 of the whole batch, and the view of every noisy token, all kept for the backward pass; ours computes them again, a piece at a time.
+Preparation: a document after another; ours gives batches to workers.
 """
 
+import atexit
+import json
+import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from config import arg, parse, run
 
@@ -25,7 +36,8 @@ PRESETS = {"owt": {}, "demo": dict(vocab_size=257, length=128, n_layer=4, n_head
 class Config:
     """What to measure, and at which shape."""
 
-    what: str = arg("sample", "what to measure", choices=("sample", "train", "memory"), positional=True)
+    what: str = arg("sample", "what to measure", choices=("sample", "train", "head", "prepare", "memory"), positional=True)
+    vs: tuple[str, ...] = arg((), "measure the same with each of these flags, too: compile, dtype=float32, ...")
     preset: str = arg("owt", "the shape, which other flags override: OpenWebText's model, or the demo's", choices=tuple(PRESETS))
     vocab_size: int = arg(50_257, "V")
     length: int = arg(1024, "L")
@@ -40,7 +52,9 @@ class Config:
     whole: bool = arg(False, "sample: with the whole network, not its head alone")
     repeats: int = arg(7, "timed repeats after one warm-up; the median counts, the quartiles are its spread")
     compile: bool = arg(False, "train: torch.compile the loss")
-    plain: bool = arg(False, "memory: of the obvious way")
+    way: str = arg("ours", "memory: of which cross-entropy", choices=("ours", "obvious", "torch"))
+    tokenizer: str = arg("gpt2", "prepare: gpt2, bytes")
+    workers: int = arg(0, "prepare: processes that tokenise; 0: one for each core")
     dtype: str = arg("auto", "precision of matrix products; sample: of the backbone alone", choices=("auto", "float32", "bfloat16"))
     out: str = arg("", "write the numbers to this json")
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
@@ -56,11 +70,20 @@ def parse_args(argv=None):
     return parse(Config, argv, PRESETS, __doc__)
 
 
+def variants(cfg, argv):
+    """{what makes it different: its Config}: the one asked for, and those of --vs."""
+    return {"": cfg, **{flag: parse_args([*argv, *shlex.split(f"--{flag}")]) for flag in cfg.vs}}
+
+
 CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
+import numpy as np
 import torch
+from torch.nn import functional as F
 
 import model as network
+import prepare_owt
+from data import tokenizer
 from dsl_loss import SNRMix, critical_snr, draw_corruption, dsl_loss, feature_ce, keyed_draws, mdlm_loss, stratified
 from model import DSL, ModelConfig, autocast, pick_device
 from paths import PATHS
@@ -68,6 +91,17 @@ from report import save_json, table
 from runtime import flops_per_token, matmul_ceiling, memory_in_use
 from sampler_config import parse_args as sampling_args
 from state import State
+
+
+class Step(NamedTuple):
+    """What is timed: run(i) for i = 0, 1, ..., its tokens, its floating-point operations, and how many a second a matrix product does."""
+
+    run: object
+    tokens: int = 0
+    flops: float = 0.0
+    ceiling: float = 1.0
+
+
 class Head:
     """A network whose backbone costs nothing: fixed features, and a real head. Its logits are as peaked as a trained model's."""
 
@@ -106,24 +140,29 @@ def obvious_draw(model, h, top_p):
 
 
 def timed(steps, repeats, device):
-    """Seconds of each step(i) of a dict, i = 0, 1, ...: median and quartiles over `repeats`, after one warm-up, the device being waited
-    for. They take turns, so that a machine that slows down for a while slows all of them down."""
+    """Seconds of each Step of a dict: median and quartiles over `repeats`, after one warm-up, the device being waited for; tokens a second
+    and MFU where they are counted. The steps take turns, so that a machine that slows down for a while slows all of them down."""
     seconds = {name: [] for name in steps}
     for i in range(repeats + 1):
         for name, step in steps.items():
             start = time.perf_counter()
-            step(i)
+            step.run(i)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds[name].append(time.perf_counter() - start)
     ranked = {name: sorted(all_but_warm_up[1:]) for name, all_but_warm_up in seconds.items()}
-    return {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]]} for name, s in ranked.items()}
+    found = {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]]} for name, s in ranked.items()}
+    for name, step in steps.items():
+        if step.tokens:
+            found[name]["tokens_per_s"] = step.tokens / found[name]["median_s"]
+        if step.flops:
+            found[name] |= {"mfu": step.flops / found[name]["median_s"] / step.ceiling, "flops": step.flops, "ceiling": step.ceiling}
+    return found
 
 
-@torch.no_grad()
 def sample(cfg, device):
     """Head, nucleus and draw of one step, with the choice of where to draw, and the backbone if `whole`. `posterior` also reads the head
-    at the revealed half."""
+    at the revealed half -> {name: Step}."""
     model = whole_network(cfg, device) if cfg.whole else Head(cfg, device)
     sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype])
     given = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device)
@@ -148,7 +187,7 @@ def sample(cfg, device):
             h = model.hidden(model.embed_ids(given)).to(model.E.dtype)
         obvious_draw(model, h.flatten(0, 1), cfg.top_p)
 
-    return timed({"ours": ours, "posterior": posterior, "obvious": obvious}, cfg.repeats, device)
+    return {name: Step(torch.no_grad()(step)) for name, step in (("ours", ours), ("posterior", posterior), ("obvious", obvious))}
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------------
@@ -166,7 +205,7 @@ def plainly(loss):
 
 
 def train(cfg, device):
-    """Forward and backward of a batch, without the optimiser: the MDLM and the DSL loss, and DSL the obvious way -> {name: times}."""
+    """Forward and backward of a batch, without the optimiser: the MDLM and the DSL loss, and DSL the obvious way -> {name: Step}."""
     torch.manual_seed(0)
     net = DSL(ModelConfig(cfg.vocab_size, cfg.length, cfg.n_layer, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device)
     t_c, mix = critical_snr(cfg.vocab_size), SNRMix(cfg.endpoint)
@@ -190,60 +229,106 @@ def train(cfg, device):
             net.zero_grad()
         return once
 
-    times = timed({name: step(name, loss) for name, loss in losses.items()}, cfg.repeats, device)
     ceiling, tokens = matmul_ceiling(device, autocast(device, cfg.dtype)), cfg.batch_size * cfg.length
-    for name, measured in times.items():
-        share = 1.0 if name == "mdlm" else n_end / cfg.batch_size
-        measured["tokens_per_s"] = tokens / measured["median_s"]
-        measured["mfu"] = measured["tokens_per_s"] * flops_per_token(net.config, share) / ceiling
-    return times | {"matmul_ceiling_flops": ceiling}
+    share = {"mdlm": 1.0}
+    return {name: Step(step(name, loss), tokens, tokens * flops_per_token(net.config, share.get(name, n_end / cfg.batch_size)), ceiling)
+            for name, loss in losses.items()}
+
+
+def torch_ce(net, h, x0):
+    """As feature_ce, by torch's own function, in pieces of its choice: it computes the gradients in the forward pass, outside the graph."""
+    options, out = torch.nn.LinearCrossEntropyOptions(), net.out
+    return F.linear_cross_entropy(h.flatten(0, 1), out.weight, x0.flatten(), linear_bias=out.bias, reduction="none", options=options)
+
+
+WAYS = {"ours": feature_ce, "obvious": plainly(feature_ce)}
+if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # torch 2.13
+    WAYS["torch"] = torch_ce
+
+
+def head(cfg, device):
+    """Forward and backward of the cross-entropy of features (B, L, C), in each of the WAYS -> {name: Step}."""
+    h = torch.randn(cfg.batch_size, cfg.length, cfg.d_model, device=device, requires_grad=True)
+    x0 = torch.randint(cfg.vocab_size, h.shape[:2], device=device)
+    net = DSL(ModelConfig(cfg.vocab_size, 1, 1, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device)
+
+    def step(loss):
+        def once(i=0):
+            with autocast(device, cfg.dtype):
+                loss(net, h, x0).mean().backward()
+            net.zero_grad()
+        return once
+
+    return {name: Step(step(loss)) for name, loss in WAYS.items()}
 
 
 def memory(cfg, device):
     """Peak GiB that the cross-entropy of features (B, L, C) and its gradients add to what is there before."""
-    h = torch.randn(cfg.batch_size, cfg.length, cfg.d_model, device=device, requires_grad=True)
-    x0 = torch.randint(cfg.vocab_size, h.shape[:2], device=device)
-    net = DSL(ModelConfig(cfg.vocab_size, 1, 1, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device)
-    before, loss = memory_in_use(device), plainly(feature_ce) if cfg.plain else feature_ce
-    with autocast(device, cfg.dtype):
-        loss(net, h, x0).mean().backward()
+    once, before = head(cfg, device)[cfg.way].run, memory_in_use(device)
+    once()
     return memory_in_use(device) - before
+
+
+# ---- preparation -------------------------------------------------------------------------------------------------------------
+
+
+def prepare(cfg, device):
+    """Tokenise this Python's documentation ten times over -> {name: Step}. Ours is the whole script: it starts, reads and writes files."""
+    documents, folder = list(prepare_owt.pydocs(None)[3]) * 10, tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    tok, workers = tokenizer(cfg.tokenizer), cfg.workers or os.cpu_count()
+    with open(f"{folder}/text.jsonl", "w") as f:
+        f.writelines(json.dumps({"text": text}) + "\n" for text in documents)
+    script = [sys.executable, prepare_owt.__file__, "--text", f"{folder}/text.jsonl", "--out_dir", folder, "--tokenizer", cfg.tokenizer,
+              "--workers", str(workers)]
+
+    def ours(i):
+        subprocess.run([*script, "--name", str(i)], check=True, capture_output=True)
+
+    def tiktoken(i):
+        return [np.array(ids, np.uint16) for ids in tok.encode_ordinary_batch(documents, num_threads=workers)]
+
+    def obvious(i):
+        return [np.array(tok.encode_ordinary(text), np.uint16) for text in documents]
+
+    tokens = sum(map(len, obvious(0)))
+    return {name: Step(step, tokens) for name, step in (("ours", ours), ("tiktoken's batch", tiktoken), ("obvious", obvious))}
 
 
 # ---- the command line --------------------------------------------------------------------------------------------------------
 
 
 def peaks(cfg):
-    """`memory` of both ways at 8 x L tokens, each in a process of its own, as a peak never falls -> {name: GiB}."""
+    """`memory` of the WAYS at 8 x L tokens, each in a process of its own, as a peak never falls -> {name: GiB}."""
     flags = [f"--{name}={getattr(cfg, name)}" for name in ("vocab_size", "length", "d_model", "n_head", "dtype", "device")]
     command = [sys.executable, __file__, "memory", "--batch_size", "8", *flags]
-    ways = {"ours": [], "obvious": ["--plain"]}
-    return {name: float(subprocess.run(command + way, check=True, capture_output=True, text=True).stdout.split()[-1])
-            for name, way in ways.items()}
+    return {way: float(subprocess.run([*command, "--way", way], check=True, capture_output=True, text=True).stdout.split()[-1])
+            for way in (WAYS if cfg.what == "head" else ("ours", "obvious"))}
 
 
-def main(cfg):
+def main(cfg, argv):
     device = pick_device(cfg.device)
     if cfg.what == "memory":
         return print(memory(cfg, device))
-    print(f"{cfg.what}: {cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, on {device}", flush=True)
-    held = peaks(cfg) if cfg.what == "train" else {}  # first: a child process starts from its parent's peak
-    result = {"sample": sample, "train": train}[cfg.what](cfg, device)
-    times = {name: measured for name, measured in result.items() if isinstance(measured, dict)}
-    base, ratio_of = ("obvious", "obvious / this") if cfg.what == "sample" else ("mdlm", "this / mdlm")
-    ratio = {name: t["median_s"] / times[base]["median_s"] for name, t in times.items()}
-    if cfg.what == "sample":
-        ratio = {name: 1 / r for name, r in ratio.items()}
-    rows = [[name, f"{1000 * t['median_s']:.2f}", " to ".join(f"{1000 * q:.2f}" for q in t["quartiles_s"]), f"{ratio[name]:.2f}"]
-            + ([f"{t['tokens_per_s']:,.0f}", f"{t['mfu']:.1%}"] if "mfu" in t else []) for name, t in times.items()]
-    print(table(["", "ms", "quartiles", ratio_of, "tokens/s", "MFU"][: len(rows[0])], rows))
+    shape = "" if cfg.what == "prepare" else f"{cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, "
+    print(f"{cfg.what}: {shape}on {device}, {torch.get_num_threads()} threads", flush=True)
+    held = peaks(cfg) if cfg.what in ("train", "head") else {}  # first: a child process starts from its parent's peak
+    steps = {f"{name}, {flag}" if flag else name: step for flag, variant in variants(cfg, argv).items()
+             for name, step in {"sample": sample, "train": train, "head": head, "prepare": prepare}[cfg.what](variant, device).items()}
+    times = timed(steps, cfg.repeats, device)
+    base, ratio_of = ("mdlm", "this / mdlm") if cfg.what == "train" else ("obvious", "obvious / this")
+    ratio = {name: (t["median_s"] / times[base]["median_s"]) ** (1 if cfg.what == "train" else -1) for name, t in times.items()}
+    rows = [[name, f"{1000 * t['median_s']:.2f}", " to ".join(f"{1000 * q:.2f}" for q in t["quartiles_s"]), f"{ratio[name]:.2f}",
+             f"{t['tokens_per_s']:,.0f}" if "tokens_per_s" in t else "-", f"{t['mfu']:.1%}" if "mfu" in t else "-"]
+            for name, t in times.items()]
+    print(table(["", "ms", "quartiles", ratio_of, "tokens/s", "MFU"], rows))
     if held:
         print("cross-entropy of 8 x L tokens, peak GiB: " + ", ".join(f"{name} {gib:.2f}" for name, gib in held.items()))
     if cfg.out:
         about = {"processor": platform.processor() or platform.machine(), "device_used": str(device), "threads": torch.get_num_threads(),
                  "torch": torch.__version__}
-        save_json(cfg.out, **about, **asdict(cfg), **result, ratio=ratio, loss_memory_gib=held)
+        save_json(cfg.out, **about, **asdict(cfg), times=times, ratio=ratio, loss_memory_gib=held)
 
 
 if __name__ == "__main__":
-    run(lambda: main(CFG))
+    run(lambda: main(CFG, sys.argv[1:]))

@@ -1,5 +1,7 @@
 """What is fast against what is plain: the same values, the same gradients, fewer numbers at a time."""
 
+import json
+
 import pytest
 import torch
 
@@ -75,10 +77,26 @@ def test_the_loss_is_one_graph(loss, monkeypatch):
     assert seen.graph_count == 1 and seen.graph_break_count == 0, seen.break_reasons
 
 
-@pytest.mark.parametrize("what", ["sample", "train"])
+@pytest.mark.parametrize("what", ["sample", "train", "head", "prepare"])
 def test_bench_prints_a_table_and_writes_its_json(what, tmp_path, capsys):
     flags = "--vocab_size 300 --length 16 --n_layer 1 --n_head 2 --d_model 16 --d_embed 4 --batch_size 2 --repeats 1 --steps 4 --device cpu"
-    bench.main(bench.parse_args([what, *flags.split(), "--out", f"{tmp_path}/b.json"]))
-    shown, names = capsys.readouterr().out, {"sample": ("ours", "posterior", "obvious"), "train": ("mdlm", "dsl", "dsl, obvious")}[what]
-    assert all(f"\n{name} " in shown for name in names) and (tmp_path / "b.json").stat().st_size > 500
+    argv = [what, *flags.split(), "--tokenizer", "bytes", "--vs", "top_p=1", "--out", f"{tmp_path}/b.json"]
+    bench.main(bench.parse_args(argv), argv)
+    shown, names = capsys.readouterr().out, {"sample": ("ours", "posterior", "obvious"), "train": ("mdlm", "dsl", "dsl, obvious"),
+                                             "head": tuple(bench.WAYS),
+                                             "prepare": ("ours", "tiktoken's batch", "obvious")}[what]
+    assert all(f"\n{name} " in shown and f"\n{name}, top_p=1 " in shown for name in names)
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert len(found["times"]) == 2 * len(names) and all(t["median_s"] > 0 for t in found["times"].values())
+    assert (found["times"]["ours"]["tokens_per_s"] > 1e5) if what == "prepare" else ("loss_memory_gib" in found)
     assert network.WIDE == 2**26  # the obvious way has been put away again
+
+
+def test_every_way_to_the_cross_entropy_is_the_same():
+    net, x0 = network_for(dsl_loss), batch()[dsl_loss][0]
+    h, found = torch.randn(*x0.shape, net.config.d_model, dtype=torch.float64, requires_grad=True), {}
+    for name, way in bench.WAYS.items():
+        ce = way(net, h, x0).flatten()
+        found[name] = [ce.detach(), *torch.autograd.grad((ce * torch.arange(len(ce))).mean(), [h, net.out.weight, net.out.bias])]
+    for name in found:
+        torch.testing.assert_close(found[name], found["ours"])

@@ -1,6 +1,7 @@
 """The training loop: it learns the exact posterior, resumes to the bit, and stops in time."""
 
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -191,6 +192,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
         train.main(cfg)
     assert ckpt(cfg)["step"] == 5
     assert all(p.isfinite().all() for p in ckpt(cfg)["model"].values())
+
+
+@pytest.mark.parametrize("objective", ["dsl", "mdlm", "ar"])
+def test_a_step_never_waits_for_the_device(cfg, objective, monkeypatch):
+    """Whatever brings a number from the device to the host makes it wait; between two lines of the log nothing may."""
+    inside, waits, step = [], [], train.update
+
+    def update(*args):
+        inside.append(threading.current_thread())  # the next batch is made in another
+        seen = step(*args)
+        inside.clear()
+        return seen
+
+    def noted(name, real):
+        def told(self, *args):
+            if threading.current_thread() in inside:
+                waits.append(name)
+            return real(self, *args)
+        return told
+
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, noted(name, getattr(torch.Tensor, name)))
+    monkeypatch.setattr(train, "update", update)
+    train.main(replace(cfg, objective=objective))
+    assert not waits and len(losses(cfg)) == 12
 
 
 def test_missing_data_says_what_to_run(cfg):
