@@ -156,8 +156,8 @@ def opponents(point, ours, steps, length):
 
 def compare_all(cells, pairs, steps, length, target, references, of_references):
     """All cells {(model/path, T): {"nll", "entropy", "nfe": (S, 2, n), "features", "texts"}} and the `pairs` of `opponents` -> {"cells",
-    "against_best", "against_published", "same_rule", "duels"}. `references` are at least as many real texts as a cell has,
-    `of_references` their features."""
+    "against_best", "against_published", "published_against_published" (the paper's literal claim), "same_rule", "duels"}. `references`
+    are at least as many real texts as a cell has, `of_references` their features."""
     boot, table = bootstrap(cells, target), {}
     for key, c in cells.items():
         n = c["nll"].size
@@ -170,6 +170,7 @@ def compare_all(cells, pairs, steps, length, target, references, of_references):
             for name in baselines for ours_ in [name.replace("mdlm_more", "dsl")]}
     return {"best_path": ours, "against_best": ratio_report(point, boot, nfe, ours, baselines, at, steps),
             "against_published": ratio_report(point, boot, nfe, ours, [f"mdlm_more/{PUBLISHED}"], at, steps),
+            "published_against_published": ratio_report(point, boot, nfe, f"dsl/{PUBLISHED}", [f"mdlm_more/{PUBLISHED}"], at, steps),
             "same_rule": same, "duels": [duel(table, cells, pair, references, of_references) for pair in pairs],
             "cells": {f"{name}/{T}": row for (name, T), row in table.items()}}
 

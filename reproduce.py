@@ -226,10 +226,10 @@ def claim(cfg, rates):
               data={"nll": nll, "entropy": target}, **numbers)
     shutil.copy(path, f"{cfg.results}_tuning.json")
     print(table(*claim_table(numbers, scale.steps)))
-    for name in ("against_best", "against_published"):
-        low, high = numbers[name]["interval"]
-        print(f"NFE ratio at equal quality, {numbers['best_path']} {name.replace('_', ' ')}: {numbers[name]['geometric_mean']:.2f} "
-              f"(95%: {low:.2f} to {high:.2f})")
+    for name in ("against_best", "against_published", "published_against_published"):
+        mean, (low, high) = (numbers[name][part] for part in ("geometric_mean", "interval"))
+        who = "DSL" if name.startswith("published") else numbers["best_path"]
+        print(f"NFE ratio at equal quality, {who} {name.replace('_', ' ')}: {mean:.2f} (95%: {low:.2f} to {high:.2f})")
     save_figure(f"{cfg.results}.png", claim_figure(pyplot(), numbers, nll[0]))
 
 
