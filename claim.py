@@ -204,6 +204,7 @@ def claim_figure(plt, found, of_data):
                 axes.plot(row["nfe"], row["nll"][0], "k^", label="AR")
         axes.axhline(of_data, color="grey", linewidth=0.8, label="data")
         axes.set(xscale="log", xlim=(0.8 * min(calls), 1.25 * max(calls)), xlabel="network calls per text", title=title)
+    for axes in panels:  # now that both are drawn
         axes.legend(fontsize=7, ncols=2)
     panels[0].set_ylabel("judge's NLL at the data's entropy, nats per token")
     return figure
