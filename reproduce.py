@@ -269,6 +269,9 @@ def main(cfg):
     print(f"learning rates {rates}, of {', '.join(scale.lrs)}", flush=True)
     found |= train_all(cfg, trainings(cfg, rates))
     save_json(f"{cfg.results}_training.json", learning_rates=rates, trainings=found)
+    os.makedirs(f"{cfg.results}_logs", exist_ok=True)
+    for name in found:
+        shutil.copy(f"{cfg.out_dir}/{name}/log.jsonl", f"{cfg.results}_logs/{name}.jsonl")
     return claim(cfg, rates)
 
 

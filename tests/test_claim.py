@@ -182,6 +182,7 @@ def toy(tmp_path, monkeypatch):
                                                Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
                                                Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
     monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
+    monkeypatch.setattr(reproduce, "FINALS", (8, 16))
     monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
     ran = []
 
@@ -208,7 +209,8 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert found["cells"]["ar/ar/16"]["num_samples"] == 24 and cell["num_samples"] == 36
     assert cell["nfe"] <= 4 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1
     assert cell["entropy"][0] < math.log(16) and found["duels"] and (tmp_path / "results" / "claim.png").stat().st_size > 1000
-    assert {"claim.json", "claim_training.json", "claim_tuning.json", "claim.png"} == {p.name for p in (tmp_path / "results").iterdir()}
+    made = {"claim.json", "claim_training.json", "claim_tuning.json", "claim.png", "claim_logs"}
+    assert made == {p.name for p in (tmp_path / "results").iterdir()} and len(list((tmp_path / "results" / "claim_logs").iterdir())) == 13
     published = capsys.readouterr().out
 
     reproduce.main(cfg)  # nothing is left to do: the same numbers
