@@ -208,8 +208,7 @@ def save(cfg, run, step, scores):
 
 
 def update(cfg, run, objective, batches, step):
-    """One optimiser step over the next of `batches` -> (3,): mean loss and bound, norm of the gradient. Where that is not finite the
-    weights stay as they are, which the device sees to by itself: the host would have to wait for it to know."""
+    """One optimiser step over the next of `batches` -> (3,): mean loss and bound, gradient norm; where not finite, no weight changes."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step)
     seen, n = [], len(passes_of(cfg, step, run.rank, run.world))
@@ -222,7 +221,7 @@ def update(cfg, run, objective, batches, step):
             (loss / n).backward()
         seen.append(torch.stack([loss.detach(), bound]))
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), cfg.clip)  # the same on every rank: gradients are averaged by now
-    run.optimizer.found_inf = 1.0 - norm.isfinite().float()  # 1 makes the fused kernel skip the step
+    run.optimizer.found_inf = 1.0 - norm.isfinite().float()  # 1: the kernel skips the step, and the host need not wait to know
     run.optimizer.step()
     decay = min(cfg.ema, (1 + step) / (10 + step))  # a shorter memory while young, or the average would remember the initialisation
     with torch.no_grad():
@@ -243,11 +242,12 @@ def report(cfg, run, log, bar, seen, step, skipped, seconds):
             raise Problem(f"loss {seen[bad - step, 0]:.4g} with a gradient that is not finite at step {bad}, samples "
                           f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}; the last good checkpoint is "
                           f"{path if os.path.exists(path) else 'none'}: --init_from it with a lower --lr, or --skip_nonfinite 10")
+    if not good.any():
+        return skipped
     loss, bound = gather(seen[good][:, :2].nanmean(0)[None]).nanmean(0).tolist()
     bound = bits_per_byte(run.meta, "train", bound)
     speed = len(seen) * cfg.batch_size * cfg.length / seconds
-    mfu = speed * flops_per_token(run.model.config, endpoint_share(cfg)) / (run.ceiling * run.world)
-    memory = memory_in_use(run.device)
+    mfu, memory = speed * flops_per_token(run.model.config, endpoint_share(cfg)) / (run.ceiling * run.world), memory_in_use(run.device)
     bar.set_postfix(loss=f"{loss:.3f}", bits_per_byte=f"{bound:.3f}", tokens_s=f"{speed:,.0f}", mfu=f"{mfu:.0%}", GiB=f"{memory:.1f}")
     log.write(step, loss=loss, bits_per_byte=bound, lr=learning_rate(cfg, step - 1), tokens_per_s=speed, mfu=mfu, memory_gib=memory)
     return skipped

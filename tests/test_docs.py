@@ -80,7 +80,7 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
                 collect(x)
         elif isinstance(value, list) and len(value) == 2 and all(isinstance(x, float) for x in value):
             for digits, scale in ((1, 1), (2, 1), (3, 1), (1, 100)):
-                known.add(" ± ".join(f"{scale * abs(x):.{digits}f}" for x in value))
+                known.add(" ± ".join(f"{scale * x:.{digits}f}" for x in value).replace("-", "−"))
         elif isinstance(value, list):
             for x in value:
                 collect(x)
@@ -89,7 +89,7 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
         collect(json.loads(path.read_text()))
     sections = ("## Evaluation", "## Results"), ("### The paper", "### What")
     parts = [README[README.index(first) : README.index(last)] for first, last in sections]
-    stated = re.findall(r"\d+\.\d+ ± \d+\.\d+", "".join(parts) + (ROOT / "results" / "README.md").read_text())
+    stated = re.findall(r"−?\d+\.\d+ ± \d+\.\d+", "".join(parts) + (ROOT / "results" / "README.md").read_text())
     assert len(stated) > 50 and not set(stated) - known
 
 

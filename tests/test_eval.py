@@ -80,7 +80,7 @@ def test_texts_of_any_length_are_judged_as_if_alone(tmp_path):
     together = judge_chunk(judge, mixed, CPU, 4)
     for i, ids in enumerate(mixed):
         for ours, alone in zip(together, judge_chunk(judge, [ids], CPU, 1)):
-            torch.testing.assert_close(ours[i], alone[0], rtol=1e-5, atol=1e-5)  # float32 summed in another order
+            torch.testing.assert_close(ours[i].float(), alone[0].float())  # the precision of the judge; nll is summed in float64
     assert together[2].tolist() == [3, 16, 1, 9, 16, 5]
 
 
