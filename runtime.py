@@ -3,7 +3,9 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from config import optional, provenance, whole_file
-from model import WIDE, pick_device
+from model import WIDE, bfloat16_is_fast, pick_device
 
 
 def local_device(name):
@@ -128,6 +130,16 @@ def matmul_ceiling(device, precision):
         (a @ b)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def compiled(module, how, device, steps):
+    """`module` under torch.compile if `how` is on, or auto and a run of so many steps wins its time back: on a GPU; on a CPU with g++
+    after some 700 of the demo's steps [measured], unless it computes in bfloat16, where the pilot saw no gain within eight minutes."""
+    ready = sys.platform == "linux" and shutil.which("g++") and steps >= 2000 and not bfloat16_is_fast(device)
+    if how == "on" or how == "auto" and (device.type == "cuda" or ready):
+        torch._dynamo.config.suppress_errors = how == "auto"  # a compiler that is there may still not work
+        return torch.compile(module)
+    return module
 
 
 def memory_in_use(device):

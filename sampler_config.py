@@ -50,7 +50,7 @@ class Config:
     report: str = arg("", "write the share of words that occur in the checkpoint's corpus, and how it came about, to this json")
     data_dir: str = arg("data", "where datasets live, for --report")
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
-    dtype: str = arg("float32", "precision of the network's matrix products; auto: bfloat16 where the processor has it. The head and all "
+    dtype: str = arg("float32", "precision of the network's matrix products; auto: bfloat16 where that is fast. The head and all "
                                 "probabilities stay in float32 or wider", choices=("auto", "float32", "bfloat16"))
     compile: str = arg("auto", "torch.compile the network; auto: on CUDA", choices=("auto", "on", "off"))
 

@@ -34,7 +34,8 @@ from dsl_loss import (SNRMix, ar_loss, critical_snr, draw_corruption, dsl_loss, 
                       stratified)
 from mdlm import mdlm_to_dsl, read_mdlm
 from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint, with_new_sphere
-from runtime import Log, StopSignal, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use, prefetch, rerun
+from runtime import (Log, StopSignal, compiled, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use,
+                     prefetch, rerun)
 from validate import bits_per_byte, describe, evaluate
 
 LOSSES = {"dsl": dsl_loss, "mdlm": mdlm_loss, "ar": ar_loss}
@@ -132,9 +133,7 @@ class Objective(nn.Module):
 
 def wrap(cfg, run):
     """The objective to call: compiled where that pays, and averaging its gradients over the processes."""
-    objective = Objective(run.model, cfg.objective, cfg.frozen)
-    if cfg.compile == "on" or cfg.compile == "auto" and run.device.type == "cuda":
-        objective = torch.compile(objective)
+    objective = compiled(Objective(run.model, cfg.objective, cfg.frozen), cfg.compile, run.device, cfg.max_steps)
     if run.world > 1:
         size = len(passes_of(cfg, 0, run.rank, run.world)[0])
         only_endpoints = cfg.objective == "dsl" and size * (1 - cfg.endpoint) < 1  # some passes then give E no gradient

@@ -34,9 +34,9 @@ class Config:
     objective: str = arg("dsl", "what to train", choices=("dsl", "mdlm", "ar"))
     seed: int = arg(0, "seed of the weights, the data order, the masks and the noise")
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
-    dtype: str = arg("auto", "precision of the matrix products; auto: bfloat16 where the processor has it",
+    dtype: str = arg("auto", "precision of the matrix products; auto: bfloat16 where the processor is fast at it",
                      choices=("auto", "float32", "bfloat16"))
-    compile: str = arg("auto", "torch.compile the loss; auto: on CUDA", choices=("auto", "on", "off"))
+    compile: str = arg("auto", "torch.compile the loss; auto: on CUDA, and in long float32 runs on a CPU", choices=("auto", "on", "off"))
     # the network
     length: int = arg(128, "L, tokens in a sequence")
     frame_eos: bool = arg(False, "a sequence is L - 2 tokens of text between two EOS, as in MDLM; else a plain window")
