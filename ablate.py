@@ -1,6 +1,6 @@
 """Change one thing at a time in the claim's DSL fine-tuning, and ask every model the same questions.
 
-    python ablate.py --data english                            # after reproduce.py, whose MDLM, judge, settings and seed 0 it takes
+    python ablate.py --data english                            # with the settings of results/claim.json
     python ablate.py --data english --only "endpoint.*"        # only variants of such a name
     python ablate.py --data english --list                     # what is varied, and what was predicted before it ran
 
@@ -25,7 +25,7 @@ class Config:
     scale: str = arg("cpu", "as in reproduce.py", choices=("cpu", "gpu"))
     data: str = arg("pydocs", "as in reproduce.py")
     data_dir: str = arg("data", "where datasets live")
-    out_dir: str = arg("out/reproduce", "as in reproduce.py: its checkpoints are read, those of the variants come beside them")
+    out_dir: str = arg("out/reproduce", "as in reproduce.py: its checkpoints are read, or trained; those of the variants come beside them")
     claim: str = arg("results/claim", "--results of reproduce.py")
     results: str = arg("results/ablations", "where the table goes: NAME.json, and NAME_correction.json with its figure")
     texts: int = arg(200, "texts of each path at each of two temperatures")
@@ -44,13 +44,18 @@ class Config:
 
 
 class Variant(NamedTuple):
-    """A name, the flags of train.py that differ from the claim's, the question, and what was predicted before running it. In the flags
-    {quarter} and {twice} stand for so many steps of the fine-tuning, {both} for pretraining and fine-tuning, {lr} for the pretraining's."""
+    """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
+    sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter} and {twice} stand
+    for so many steps of the fine-tuning, {both} for pretraining and fine-tuning, {lr} for the pretraining's."""
 
     name: str
     flags: str
     question: str
     predicted: str
+    sampler: str = ""
+
+    def folder(self, cfg):
+        return f"{cfg.out_dir}/dsl_{self.name}-0" if self.flags else f"{cfg.out_dir}/dsl-0"
 
 
 VARIANTS = (
@@ -74,10 +79,12 @@ VARIANTS = (
     Variant("D128", "--d_embed 128", "a larger one?", "within the noise"),
     Variant("steps500", "--max_steps {quarter}", "when does the gain appear: a quarter of the steps?", "half of the gain is there"),
     Variant("steps4000", "--max_steps {twice}", "does it go on growing: twice the steps?", "posterior gains .05 more"),
+    Variant("lr0.016", "--lr 0.016", "is the edge of the grid of learning rates the best of them?", "no better: 4e-3 and 8e-3 were close"),
     Variant("scratch", "--init_from scratch --max_steps {both} --lr {lr}", "from scratch, at the tokens of both stages?",
             "better than MDLM and then DSL, as the pilot saw on pydocs"),
-    Variant("scratch_mdlm", "--init_from scratch --max_steps {both} --lr {lr} --objective mdlm", "and MDLM, equally long from scratch?",
-            "bound as MDLM continued"),
+    Variant("clean2", "", "written tokens shown as evidence at 2 t_c?", "as by lookup", "--clean_snr 2"),
+    Variant("clean1", "", "at 1 t_c?", "posterior .05 better: it mends more at .7 t_c than by lookup", "--clean_snr 1"),
+    Variant("clean0.7", "", "at 0.7 t_c, where the most errors are mended?", "worse: too little is left to build on", "--clean_snr 0.7"),
 )
 
 
@@ -95,7 +102,7 @@ from reproduce_config import SCALES, Curve, sampling, settings_at, trainings
 from train_config import parse_args as train_args
 
 CALLS, FACTORS = 16, (0.9, 1.1)  # T, and the temperatures around the claim's
-PATHS = ("posterior", "remdm-cap", "hybrid", "sde")
+PATHS, SAME_RULE = ("posterior", "remdm-cap", "hybrid", "sde"), ("remdm-cap",)  # of DSL models, and of the MDLM
 
 
 def plan_of(cfg, variant, published):
@@ -103,23 +110,39 @@ def plan_of(cfg, variant, published):
     plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
     flags = variant.flags.format(quarter=scale.tune // 4, twice=2 * scale.tune, both=scale.pretrain + scale.tune,
                                  lr=train_args(plan["mdlm"]).lr)
-    return [*plan["dsl-0"], *shlex.split(flags), "--out_dir", f"{cfg.out_dir}/dsl_{variant.name}-0"]
+    return [*plan["dsl-0"], *shlex.split(flags), "--out_dir", variant.folder(cfg)]
 
 
-def cells(cfg, name, published, mdlm):
-    """{(name, path): the sampler's command lines at two temperatures}."""
+def cells(cfg, name, paths, published, more=()):
+    """{(name, path): the sampler's command lines at two temperatures, with the claim's settings for DSL, and `more` flags}."""
     plan = {}
-    for path in PATHS[1:2] if mdlm else PATHS:
+    for path in paths:
         setting, temperature = settings_at(published["tuning"][f"dsl/{path}"], CALLS)
-        plan[name, path] = [sampling(cfg, Curve(name, path, []), 0, CALLS, temperature * factor, setting, cfg.texts, "_ablation")
+        plan[name, path] = [[*sampling(cfg, Curve(name, path, []), 0, CALLS, temperature * factor, setting, cfg.texts, "_ablation"), *more]
                             for factor in FACTORS]
     return plan
 
 
-def main(cfg):
-    variants = [variant for variant in VARIANTS if re.fullmatch(cfg.only or ".*", variant.name)]
-    if cfg.list:
-        return print(table(("variant", "flags", "question", "predicted"), variants))
+def all_cells(cfg, variants, published):
+    plan = cells(cfg, "dsl", PATHS, published) | cells(cfg, "mdlm_more", SAME_RULE, published)
+    for v in variants:
+        paths = PATHS if v.flags else [path for path in PATHS if path != "sde"]  # which writes nothing before its end
+        plan |= cells(cfg, f"dsl_{v.name}", paths, published, ["--ckpt", f"{v.folder(cfg)}/ckpt.pt", *shlex.split(v.sampler)])
+    return plan
+
+
+def mending(cfg, folders):
+    """{name: errors mended in one call} of the models in `folders` {name: folder}, as analyze.py correction has it."""
+    ckpts = {name: f"{folder}/ckpt.pt" for name, folder in folders.items()}
+    analyze.main(analyze.parse_args(["correction", "--ckpt", *ckpts.values(), "--data_dir", cfg.data_dir, "--out",
+                                     f"{cfg.results}_correction"]))
+    with open(f"{cfg.results}_correction.json") as f:
+        found = {row["ckpt"]: row["result"]["random"] for row in json.load(f)["models"].values()}
+    ways = {name: found[ckpt].get("evidence") or found[ckpt]["lookup"] for name, ckpt in ckpts.items()}  # MDLM cannot read evidence
+    return {name: {"fixed_at_98": way["at_98"]["fixed"], "auc": way["auc"]} for name, way in ways.items()}
+
+
+def published_settings(cfg):
     try:
         with open(f"{cfg.claim}.json") as f:
             published = json.load(f)
@@ -127,34 +150,33 @@ def main(cfg):
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
+    return published
+
+
+def main(cfg):
+    variants = [variant for variant in VARIANTS if re.fullmatch(cfg.only or ".*", variant.name)]
+    if cfg.list:
+        return print(table(Variant._fields, variants))
+    published = published_settings(cfg)
     print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(PATHS)} paths at {CALLS} calls",
           flush=True)
-    trainings_of = {f"dsl_{variant.name}-0": plan_of(cfg, variant, published) for variant in variants}
-    names = ["dsl", *(f"dsl_{variant.name}" for variant in variants)]
-    trained = train_all(cfg, {"dsl-0": trainings(cfg, published["learning_rates"])["dsl-0"], **trainings_of})
-    judge, *_, (target, _) = prepare(cfg)
-    plan = {}
-    for name in names:
-        plan |= cells(cfg, name, published, mdlm=name.endswith("_mdlm"))
+    claims = trainings(cfg, published["learning_rates"])
+    plan = {name: claims[name] for name in ("mdlm", "judge", "dsl-0", "mdlm_more-0")}  # they are there if reproduce.py has run here
+    trained = train_all(cfg, plan | {f"dsl_{v.name}-0": plan_of(cfg, v, published) for v in variants if v.flags})
+    (judge, *_, (target, _)), plan = prepare(cfg), all_cells(cfg, variants, published)
     sample_all(cfg, list(plan.values()), "sampling")
     found = arrays(cfg, plan, judge, seeds=1)
     errors = {key: spread(draws) for key, draws in bootstrap(found, target).items()}
-    asked = analyze.parse_args(["correction", "--ckpt", *(f"{cfg.out_dir}/{name}-0/ckpt.pt" for name in names), "--data_dir", cfg.data_dir,
-                                "--out", f"{cfg.results}_correction"])
-    analyze.main(asked)
-    with open(f"{cfg.results}_correction.json") as f:
-        mended = {row["ckpt"]: row["result"]["random"] for row in json.load(f)["models"].values()}
-    rows = {}
-    for name, variant in zip(names, [Variant("", "", "the claim's own DSL model, seed 0", ""), *variants]):
-        way = mended[f"{cfg.out_dir}/{name}-0/ckpt.pt"]
-        way = way.get("evidence") or way["lookup"]  # MDLM cannot read evidence
-        rows[name] = {**variant._asdict(), **trained[f"{name}-0"], "fixed_at_98": way["at_98"]["fixed"], "auc": way["auc"],
-                      "nll": {path: [at_entropy(c["nll"], c["entropy"], target), errors[key]] for key, c in found.items()
-                              for path in [key[1]] if key[0] == name}}
+    models = {name: f"{cfg.out_dir}/{name}-0" for name in ("dsl", "mdlm_more", *(f"dsl_{v.name}" for v in variants if v.flags))}
+    mended, rows = mending(cfg, models), {}
+    claimed = [Variant("", "", f"the claim's own {what}, seed 0", "") for what in ("DSL model", "MDLM continued")]
+    for name, variant in zip(["dsl", "mdlm_more", *(f"dsl_{v.name}" for v in variants)], claimed + variants):
+        nll = {path: [at_entropy(c["nll"], c["entropy"], target), errors[of, path]] for (of, path), c in found.items() if of == name}
+        rows[name] = {**variant._asdict(), **trained.get(f"{name}-0", {}), **mended.get(name, {}), "nll": nll}
     save_json(f"{cfg.results}.json", config=asdict(cfg), calls=CALLS, num_samples=2 * cfg.texts, variants=rows)
     print(table(("variant", "bits per byte", *PATHS, "mended at 98%", "AUC"),
-                [(name, row["validation"]["roar"], *(row["nll"].get(path) for path in PATHS), row["fixed_at_98"], row["auc"])
-                 for name, row in rows.items()]))
+                [(name, row.get("validation", {}).get("roar"), *(row["nll"].get(path) for path in PATHS), row.get("fixed_at_98"),
+                  row.get("auc")) for name, row in rows.items()]))
 
 
 if __name__ == "__main__":

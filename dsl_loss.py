@@ -109,7 +109,8 @@ def token_ce(logits, x0):
 
 def feature_ce(model, h, x0):
     """As token_ce(model.head(h), x0), from features h (B, L, C), without holding the logits of all tokens at once."""
-    ce = in_chunks(lambda h, x: token_ce(model.head(h)[None], x[None])[0], len(model.E), h.flatten(0, 1), x0.flatten())
+    head = model.aligned_head() if h.device.type == "cuda" else model.head
+    ce = in_chunks(lambda h, x: token_ce(head(h)[None], x[None])[0], len(model.E), h.flatten(0, 1), x0.flatten())
     return ce.view_as(x0)
 
 

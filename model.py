@@ -168,6 +168,12 @@ class DSL(nn.Module):
         """Features (..., C) -> logits (..., V) of the token itself, or of the next one when config.causal."""
         return self.out(h)
 
+    def aligned_head(self):
+        """`head` as a function for many rows on a GPU, whose matrix products want a multiple of 64: it has so many slots, of logit -inf
+        from V on."""
+        more = -self.config.vocab_size % 64
+        return partial(F.linear, weight=F.pad(self.out.weight, (0, 0, 0, more)), bias=F.pad(self.out.bias, (0, more), value=-math.inf))
+
     def forward(self, h):
         return self.head(self.hidden(h))
 

@@ -185,7 +185,8 @@ def calibration(cfg, run, windows, meta):
 
     `truth`: windows with a random-order mask, judged where masked. `own`: a random half of the window is given and the model writes the
     rest by remdm-cap without a nucleus; at T/4, T/2, 3T/4 and T - 1 it is asked about the `masked` positions and about the tokens `shown`,
-    which it wrote itself, by lookup; a DSL model also with those tokens as `evidence`, the given half staying clean.
+    which it wrote itself, by lookup; a DSL model also with those tokens as `evidence`, the given half staying clean: about them, and
+    about the positions masked beside them.
     On `truth` an ECE of chance size is calibration. On `own` it cannot be had: the true token is one of many right answers, and the less
     the given half decides, the more rarely any draft meets it. There it measures how far a model over-trusts what it has written.
     """
@@ -207,8 +208,9 @@ def calibration(cfg, run, windows, meta):
             found.setdefault("own, shown", []).append(rows[shown[hidden].cpu()])
             if run.objective == "dsl" and shown.any():
                 h[shown] = evidence(cfg, model, state.x[shown]).to(h.dtype)
-                rows = tokens_of(ask(model, h, shown, x0), x0, numbers, shown, state.step)
-                found.setdefault("own, shown as evidence", []).append(rows)
+                rows = tokens_of(ask(model, h, hidden, x0), x0, numbers, hidden, state.step)
+                found.setdefault("own, masked beside evidence", []).append(rows[~shown[hidden].cpu()])
+                found.setdefault("own, shown as evidence", []).append(rows[shown[hidden].cpu()])
     result = {}
     for kind, tokens in ((kind, torch.cat(parts)) for kind, parts in found.items() if sum(map(len, parts))):
         steps = {int(step): calibration_of(tokens[tokens[:, 1] == step]) for step in tokens[:, 1].unique()}

@@ -80,8 +80,8 @@ def load_for_sampling(cfg):
         raise Problem(f"{cfg.ckpt} predicts {model.config.vocab_size} tokens, its tokenizer {ckpt['tokenizer']} has {V}: train it again")
     cfg = replace(cfg, path=cfg.path or {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[objective], length=cfg.length or L)
     used = {cfg.path, cfg.then} if cfg.path == "hybrid" else {cfg.path}
-    if objective != "dsl" and (cfg.correct or used & set(NEEDS_DSL)):
-        asked = "--correct" if cfg.correct else f"--path {cfg.path}"
+    if objective != "dsl" and (cfg.correct or cfg.clean_snr < float("inf") or used & set(NEEDS_DSL)):
+        asked = "--correct" if cfg.correct else f"--path {cfg.path}" if used & set(NEEDS_DSL) else "--clean_snr"
         raise Problem(f"{asked} needs a DSL model and {cfg.ckpt} was trained by {objective}: use --path remdm or recorded, or fine-tune it "
                       "with train.py --init_from")
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.steps != cfg.length):

@@ -94,13 +94,17 @@ class State:
         return self.features[where]
 
     def embed(self, due):
-        """What the network is shown of the texts `due` (B,) -> (n, L, C); of an autoregressive one, each position sees those before it."""
+        """What the network is shown of the texts `due` (B,) -> (n, L, C); of an autoregressive one, each position sees those before it.
+        Tokens that it wrote itself may be shown as noise-free evidence at the SNR clean_snr t_c, as `sampler.correct` shows a text."""
         x = self.x[due]
         if getattr(self.model, "causal", False):
             x = torch.cat([torch.full_like(x[:, :1], self.model.mask_id), x[:, :-1]], 1)
         h, noisy = self.model.embed_ids(x), (self.snr[due] > 0) & self.snr[due].isfinite()
         if noisy.any():
             h[noisy] = self.model.embed_noisy(self.z[due][noisy]).to(h.dtype)
+        if self.cfg.clean_snr < float("inf"):
+            written = self.revealed[due]
+            h[written] = self.model.embed_noisy(self.cfg.clean_snr * self.t_c * self.E[x[written]]).to(h.dtype)
         return h
 
     def look(self, where, what):

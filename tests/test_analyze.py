@@ -64,6 +64,11 @@ def test_calibration_of_the_exact_denoiser():
     assert set(masked["by_step"]) == {2, 4, 6, 7} and masked["tokens"] + found["own, shown"]["tokens"] == 4 * 3000
     first = masked["by_step"][2]  # a token per window: what it has not written yet, given the other one
     assert first["ece"][0] < first["ece_by_chance"][0] + Z * first["ece_by_chance"][1]
+    longer = ExactDenoiser(L=4)
+    found = calibration(replace(CFG, steps=8), Run("toy", "dsl", longer, {}), longer.draw(1000), BYTES)
+    masked, beside = found["own, masked"], found["own, masked beside evidence"]  # the same tokens, with less trust in their neighbours
+    assert beside["tokens"] == masked["tokens"] and beside["confidence"][0] < masked["confidence"][0]
+    assert beside["ece"][0] < masked["ece"][0]
     assert "own, shown as evidence" not in calibration(CFG, Run("toy", "mdlm", toy, {}), x0[:100], BYTES)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -281,8 +282,9 @@ def test_fine_tuning_waits_for_its_start(toy):
 def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
-                                             ablate.Variant("scratch_mdlm", "--init_from scratch --objective mdlm", "and?", "as before")))
+                                             ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
     monkeypatch.setattr(ablate, "PATHS", ("posterior", "remdm"))
+    monkeypatch.setattr(ablate, "SAME_RULE", ("remdm",))
     monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
     analyse = ablate.analyze.main
     monkeypatch.setattr(ablate.analyze, "main", lambda asked: analyse(replace(asked, num_windows=20)))
@@ -291,8 +293,13 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     reproduce.main(cfg)
     ablate.main(ablate.parse_args(["--data", "toy", "--texts", "4", "--workers", "1"]))
     found = json.loads((tmp_path / "results" / "ablations.json").read_text())
-    assert list(found["variants"]) == ["dsl", "dsl_endpoint1", "dsl_scratch_mdlm"] and len(ran) == 15
-    assert train_args(ran[-1][2:]).endpoint == 1 and train_args(ran[-2][2:]).objective == "mdlm"
-    assert set(found["variants"]["dsl"]["nll"]) == {"posterior", "remdm"} and set(found["variants"]["dsl_scratch_mdlm"]["nll"]) == {"remdm"}
+    rows = found["variants"]
+    assert list(rows) == ["dsl", "mdlm_more", "dsl_endpoint1", "dsl_clean1"] and len(ran) == 14
+    assert train_args(ran[-1][2:]).endpoint == 1 and set(rows["dsl_endpoint1"]["nll"]) == {"posterior", "remdm"}
+    assert set(rows["mdlm_more"]["nll"]) == {"remdm"} and "fixed_at_98" in rows["mdlm_more"]
+    assert "step" not in rows["dsl_clean1"] and set(rows["dsl_clean1"]["nll"]) == {"posterior", "remdm"}  # the claim's model
+    shown = [sampler_args(shlex.split(json.loads(path.read_text().splitlines()[0])["settings"])[1:])
+             for path in Path("out/reproduce/samples_ablation/dsl_clean1").glob("*/*.jsonl")]
+    assert {(s.clean_snr, s.ckpt) for s in shown} == {(1.0, "out/reproduce/dsl-0/ckpt.pt")}
     assert (tmp_path / "results" / "ablations_correction.png").exists()
     assert "dsl_endpoint1" in capsys.readouterr().out

@@ -1,14 +1,20 @@
 """What is fast against what is plain: the same values, the same gradients, fewer numbers at a time."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from test_sampler_cli import checkpoint
 
 import bench
 import model as network
+import train
 from dsl_loss import SNRMix, ar_loss, draw_corruption, dsl_loss, mdlm_loss
 from model import DSL, ModelConfig
+from sampler import load_for_sampling, sample
+from sampler_config import parse_args
 
 V, L, B = 50, 12, 6
 
@@ -48,6 +54,21 @@ def test_pieces_give_the_plain_value_and_gradients(loss, pieces, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("pieces", [7 * V, 2**62])
+def test_a_head_of_64_slots_is_the_head_of_50(pieces, monkeypatch):
+    """What a GPU does, on this CPU; the gradients of the slots of no weight would be nan if they had any."""
+    plain, widths = value_and_gradients(dsl_loss, pieces, monkeypatch), []
+
+    def head(self, h):
+        widths.append((logits := self.aligned_head()(h)).shape[-1])
+        return logits
+
+    monkeypatch.setattr(DSL, "head", head)
+    for a, b in zip(plain, value_and_gradients(dsl_loss, pieces, monkeypatch)):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert set(widths) == {64}
+
+
 @pytest.mark.parametrize("wide, size, times", [(5 * V + 3, 5, 2), (2**62, B * L, 1)])
 def test_no_more_than_wide_numbers_are_held_at_a_time(wide, size, times, monkeypatch):
     """72 tokens in pieces of 5, each computed twice, forward and again in the backward pass; or the plain way, all at once."""
@@ -75,6 +96,32 @@ def test_the_loss_is_one_graph(loss, monkeypatch):
     torch._dynamo.reset()
     seen = torch._dynamo.explain(loss)(network_for(loss), *batch()[loss])
     assert seen.graph_count == 1 and seen.graph_break_count == 0, seen.break_reasons
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """A list that grows by one for every graph that torch.compile makes, here without a compiler."""
+    made = []
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, inputs: made.append(graph) or graph))
+    return made
+
+
+@pytest.mark.parametrize("objective, endpoint", [("dsl", 0.5), ("dsl", 1.0), ("mdlm", 0.5), ("ar", 0.5)])
+def test_training_compiles_once(cfg, graphs, objective, endpoint):
+    train.main(replace(cfg, compile="on", objective=objective, endpoint=endpoint))
+    assert len(graphs) == 1  # for 12 steps
+
+
+def test_sampling_compiles_once_however_many_texts_have_changed(tmp_path, graphs):
+    """A graph for one text, which torch keeps apart, and one for all other numbers of them."""
+    made = checkpoint(tmp_path / "dsl.pt")
+    model, _, cfg = load_for_sampling(parse_args(["--ckpt", made, "--device", "cpu", "--path", "mdlm", "--steps", "64", "--compile", "on"]))
+    sent, hidden = [], model.hidden
+    model.hidden = lambda h: sent.append(len(h)) or hidden(h)
+    for _ in sample(model, range(9), cfg):
+        pass
+    assert len(set(sent)) > 4 and len(graphs) <= 2
 
 
 @pytest.mark.parametrize("what", ["sample", "train", "head", "prepare"])

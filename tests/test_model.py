@@ -7,7 +7,7 @@ import torch
 
 from config import Problem
 from dsl_loss import add_noise, dsl_loss
-from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint
+from model import DSL, ModelConfig, autocast, bfloat16_is_fast, load_checkpoint, save_checkpoint
 
 TINY = ModelConfig(vocab_size=7, length=6, n_layer=2, n_head=2, d_model=16, d_embed=4)
 
@@ -147,3 +147,14 @@ def test_loading_runs_no_code(tmp_path):
     torch.save({"model": Trap(), "model_config": {}}, tmp_path / "ckpt.pt")
     with pytest.raises(Problem, match="not a readable checkpoint"):
         load_checkpoint(tmp_path / "ckpt.pt")
+
+
+@pytest.mark.parametrize("found, fast", [(dict(amx_tile=True, avx512_bf16=True, cpu_name="Intel"), True),
+                                         (dict(avx512_bf16=True, cpu_name="Intel Xeon"), False), (dict(cpu_name="Apple M2"), False),
+                                         (dict(avx512_bf16=True, cpu_name="AMD EPYC"), True), ({}, False)])
+def test_bfloat16_by_itself_only_where_it_is_fast(found, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: found.get("amx_tile", False))
+    assert bfloat16_is_fast(torch.device("cpu")) == fast and bfloat16_is_fast(torch.device("cuda"))
+    with autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if fast else torch.float32)

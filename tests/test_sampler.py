@@ -80,12 +80,31 @@ def test_path_names_are_the_paths():
 
 
 @pytest.mark.parametrize("path", PATH_NAMES)
-def test_only_what_is_needed_is_computed_and_nothing_else_changes(path):
+@pytest.mark.parametrize("clean_snr", [float("inf"), 1.0])
+def test_only_what_is_needed_is_computed_and_nothing_else_changes(path, clean_snr):
     """The obvious loop (all texts, all positions, all draws, every step) gives the same texts draw for draw, at no fewer calls."""
-    toy, cfg = Wide(ExactDenoiser(), 24), replace(EXACT, length=24, path=path, steps=7, top_p=0.9, eta=0.2)
+    toy, cfg = Wide(ExactDenoiser(), 24), replace(EXACT, length=24, path=path, steps=7, top_p=0.9, eta=0.2, clean_snr=clean_snr)
     *_, fast = sample(toy, range(6), cfg)
     *_, plain = sample(toy, range(6), cfg, kind=PlainState)
     assert torch.equal(fast.x, plain.x) and (fast.nfe <= plain.nfe).all() and (fast.nfe <= 7).all()
+
+
+@pytest.mark.parametrize("kind", [State, PlainState])
+def test_clean_snr_shows_what_was_written_and_only_that_as_evidence(kind):
+    """The last token of 6,000 texts is drawn where its neighbour, which was written, looks like evidence without noise at 0.4 t_c: the
+    draws follow p(x_2 | z_1), by chi-square at p > 1e-4 for each neighbour; so they do not if a prompt is shown so, or nothing is."""
+    toy, cfg = ExactDenoiser(V=3, L=2, seed=2), replace(EXACT, length=2, path="ar", steps=2, clean_snr=0.4)
+    *_, state = sample(toy, range(6000), cfg, kind=kind)
+    first = state.x[:, 0]
+    h = torch.zeros(3, 2, 3).double()
+    h[:, 0] = toy.embed_noisy(0.4 * state.t_c * toy.E)
+    for v, p in enumerate(toy(h)[:, 1].softmax(-1)):
+        seen = torch.bincount(state.x[first == v, 1], minlength=3).double()
+        assert seen.sum() > 500 and chi_square_p(seen, seen.sum() * p) > 1e-4
+        assert chi_square_p(seen, seen.sum() * toy(toy.embed_ids(torch.tensor([[v, 3]])))[0, 1].softmax(-1)) < 1e-4
+    *_, given = sample(toy, range(6000), cfg, given=torch.tensor([1, 3]), kind=kind)
+    exact = toy(toy.embed_ids(torch.tensor([[1, 3]])))[0, 1].softmax(-1)
+    assert chi_square_p(torch.bincount(given.x[:, 1], minlength=3).double(), 6000 * exact) > 1e-4
 
 
 @pytest.mark.parametrize("path", PATH_NAMES)

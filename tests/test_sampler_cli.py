@@ -214,7 +214,8 @@ def test_texts_that_do_not_fit_are_refused(cfg, flags, message):
         sampler.main(parse_args(["--ckpt", cfg.ckpt, "--device", "cpu", *flags.split()]))
 
 
-@pytest.mark.parametrize("flags", ["--path posterior", "--path soft", "--path sde", "--path hybrid --then mdlm", "--correct x"])
+@pytest.mark.parametrize("flags", ["--path posterior", "--path soft", "--path sde", "--path hybrid --then mdlm", "--correct x",
+                                   "--path mdlm --clean_snr 1"])
 def test_paths_that_need_dsl_refuse_an_mdlm_checkpoint(tmp_path, flags):
     path = checkpoint(tmp_path / "mdlm.pt", "mdlm")
     with pytest.raises(Problem, match="needs a DSL model and .* was trained by mdlm"):
