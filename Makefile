@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin/
 
-.PHONY: demo test results evaluate reproduce ablations clean FORCE
+.PHONY: demo test results evaluate reproduce ablations bench clean FORCE
 
 demo: out/demo/ckpt.pt
 	@echo "== 4/4 sampling 32 texts in 32 steps: by MDLM's ancestral sampling for comparison, then by posterior remasking"
@@ -77,6 +77,19 @@ ablations: reproduce
 
 data/english/meta.json: .venv/installed
 	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english
+
+# Every benchmark, a quarter of an hour on two cores. On a GPU: make bench BENCH=results/gpu_bench TRAIN="--batch_size 32 --vs compile"
+# SAMPLE="--batch_size 64 --vs compile"
+BENCH ?= results/bench
+TRAIN ?= --batch_size 2 --repeats 5
+SAMPLE ?= --repeats 5
+bench: .venv/tested
+	$(BIN)python bench.py sample $(SAMPLE) --out $(BENCH)_sample.json
+	$(BIN)python bench.py sample --whole $(SAMPLE) --out $(BENCH)_sample_whole.json
+	$(BIN)python bench.py train $(TRAIN) --out $(BENCH)_train.json
+	$(BIN)python bench.py train --preset demo --repeats 21 --vs dtype=float32 dtype=bfloat16 compile --out $(BENCH)_train_demo.json
+	$(BIN)python bench.py head --out $(BENCH)_head.json
+	$(BIN)python bench.py prepare --out $(BENCH)_prepare.json
 
 clean:
 	rm -rf .venv out data

@@ -7,6 +7,7 @@
     python bench.py train --vs compile dtype=float32   # the same, and the same with other flags, taking turns
     python bench.py head                         # the cross-entropy of features alone, also by torch's own linear_cross_entropy
     python bench.py prepare                      # tokenisation
+    make bench                                   # all of them, as in README.md
 
 The obvious way is that of the public MDLM and ReMDM code. Sampling: logits of every position, softmax, a full sort for the nucleus, float64
 Gumbel noise over the whole vocabulary, at every step; ours draws only at the positions that the step reveals. Training: float32 logits
@@ -51,7 +52,7 @@ class Config:
     top_p: float = arg(0.9, "sample: nucleus")
     whole: bool = arg(False, "sample: with the whole network, not its head alone")
     repeats: int = arg(7, "timed repeats after one warm-up; the median counts, the quartiles are its spread")
-    compile: bool = arg(False, "train: torch.compile the loss")
+    compile: bool = arg(False, "train: torch.compile the losses; sample --whole: the network, but not that of the obvious way")
     way: str = arg("ours", "memory: of which cross-entropy", choices=("ours", "obvious", "torch"))
     tokenizer: str = arg("gpt2", "prepare: gpt2, bytes")
     workers: int = arg(0, "prepare: processes that tokenise; 0: one for each core")
@@ -165,7 +166,9 @@ def sample(cfg, device):
     at the revealed half -> {name: Step}."""
     model = whole_network(cfg, device) if cfg.whole else Head(cfg, device)
     sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype])
-    given = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device)
+    given, plain = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device), model.hidden
+    if cfg.compile and cfg.whole:
+        model.hidden = torch.compile(plain, dynamic=True)  # as sampler.py
 
     def ours(i):
         state = State(model, range(cfg.batch_size), sampling, given)
@@ -184,7 +187,7 @@ def sample(cfg, device):
 
     def obvious(i):
         with autocast(device, cfg.dtype):
-            h = model.hidden(model.embed_ids(given)).to(model.E.dtype)
+            h = plain(model.embed_ids(given)).to(model.E.dtype)
         obvious_draw(model, h.flatten(0, 1), cfg.top_p)
 
     return {name: Step(torch.no_grad()(step)) for name, step in (("ours", ours), ("posterior", posterior), ("obvious", obvious))}
@@ -325,7 +328,8 @@ def main(cfg, argv):
     if held:
         print("cross-entropy of 8 x L tokens, peak GiB: " + ", ".join(f"{name} {gib:.2f}" for name, gib in held.items()))
     if cfg.out:
-        about = {"processor": platform.processor() or platform.machine(), "device_used": str(device), "threads": torch.get_num_threads(),
+        processor = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.machine())
+        about = {"processor": processor, "device_used": str(device), "threads": torch.get_num_threads(),
                  "torch": torch.__version__}
         save_json(cfg.out, **about, **asdict(cfg), times=times, ratio=ratio, loss_memory_gib=held)
 
