@@ -86,10 +86,10 @@ import model as network
 import prepare_owt
 from data import tokenizer
 from dsl_loss import SNRMix, critical_snr, draw_corruption, dsl_loss, feature_ce, keyed_draws, mdlm_loss, stratified
-from model import DSL, ModelConfig, autocast, pick_device
+from model import DSL, ModelConfig, autocast
 from paths import PATHS
 from report import save_json, table
-from runtime import flops_per_token, matmul_ceiling, memory_in_use
+from runtime import flops_per_token, local_device, matmul_ceiling, memory_in_use
 from sampler_config import parse_args as sampling_args
 from state import State
 
@@ -310,7 +310,7 @@ def peaks(cfg):
 
 
 def main(cfg, argv):
-    device = pick_device(cfg.device)
+    device = local_device(cfg.device)
     if cfg.what == "memory":
         return print(memory(cfg, device))
     shape = "" if cfg.what == "prepare" else f"{cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, "

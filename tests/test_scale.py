@@ -113,6 +113,15 @@ def test_prefetch_keeps_order_and_passes_errors_on():
         list(prefetch(lambda i: 1 / i, [2, 1, 0]))
 
 
+def test_numbers_below_1e_38_are_zero_in_every_thread():
+    """They slow a CPU down; in a process of its own, as threads that have started already keep what they had."""
+    def count(before):
+        code = f"import torch, runtime; {before}; print((torch.full((2**22,), 1e-30) * 1e-10).count_nonzero().item())"
+        return int(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout)
+
+    assert count("pass") == 2**22 and count("runtime.local_device('cpu')") == 0
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_and_plain_agree(cfg):
     """To 1e-3 over three steps of float32: fused kernels add in another order."""
