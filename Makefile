@@ -88,8 +88,8 @@ bench: .venv/tested
 	$(BIN)python bench.py sample --whole $(SAMPLE) --out $(BENCH)_sample_whole.json
 	$(BIN)python bench.py train $(TRAIN) --out $(BENCH)_train.json
 	$(BIN)python bench.py train --preset demo --repeats 21 --vs dtype=float32 dtype=bfloat16 compile --out $(BENCH)_train_demo.json
-	$(BIN)python bench.py head --out $(BENCH)_head.json
-	$(BIN)python bench.py prepare --out $(BENCH)_prepare.json
+	$(BIN)python bench.py head --repeats 5 --out $(BENCH)_head.json
+	$(BIN)python bench.py prepare --repeats 5 --out $(BENCH)_prepare.json
 
 clean:
 	rm -rf .venv out data
