@@ -21,7 +21,7 @@ SOURCES = sorted(ROOT.glob("*.py"))
 def commands():
     """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and Makefile recipes, as (script, flags)."""
     make = (ROOT / "Makefile").read_text().replace("$*", "1").replace("$@", "x").replace("$(BIN)", "")
-    for name, value in re.findall(r"^(\w+) = (.*)$", make, re.M):
+    for name, value in re.findall(r"^(\w+) \??= (.*)$", make, re.M):
         make = make.replace(f"$({name})", value)
     text = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)) + make
     for line in text.replace("\\\n", " ").splitlines():
