@@ -11,7 +11,7 @@ mends at 98% of clean tokens kept, shown the text as evidence (analyze.py correc
 import json
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from config import Problem, arg, parse, run
@@ -27,7 +27,8 @@ class Config:
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "as in reproduce.py: its checkpoints are read, or trained; those of the variants come beside them")
     claim: str = arg("results/claim", "--results of reproduce.py")
-    results: str = arg("results/ablations", "where the table goes: NAME.json, and NAME_correction.json with its figure")
+    results: str = arg("", "where the table goes: NAME.json, and NAME_correction.json with its figure; empty: results/ablations, or with "
+                           "--only results/ablations_only")
     texts: int = arg(200, "texts of each path at each of two temperatures")
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the variants, and exit")
@@ -46,7 +47,7 @@ class Config:
 class Variant(NamedTuple):
     """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
     sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter} and {twice} stand
-    for so many steps of the fine-tuning, {both} for pretraining and fine-tuning, {lr} for the pretraining's."""
+    for so many steps of the fine-tuning, {pretrain} and {lr} for the pretraining's, {beyond} for twice the fine-tuning's learning rate."""
 
     name: str
     flags: str
@@ -79,9 +80,9 @@ VARIANTS = (
     Variant("D128", "--d_embed 128", "a larger one?", "within the noise"),
     Variant("steps500", "--max_steps {quarter}", "when does the gain appear: a quarter of the steps?", "half of the gain is there"),
     Variant("steps4000", "--max_steps {twice}", "does it go on growing: twice the steps?", "posterior gains .05 more"),
-    Variant("lr0.016", "--lr 0.016", "is the edge of the grid of learning rates the best of them?", "no better: 4e-3 and 8e-3 were close"),
-    Variant("scratch", "--init_from scratch --max_steps {both} --lr {lr}", "from scratch, at the tokens of both stages?",
-            "better than MDLM and then DSL, as the pilot saw on pydocs"),
+    Variant("lr_twice", "--lr {beyond}", "is the edge of the grid of learning rates the best?", "no better: 4e-3 and 8e-3 were close"),
+    Variant("scratch", "--init_from scratch --max_steps {pretrain} --lr {lr}", "from scratch, at the tokens and learning rate of the MDLM?",
+            "far better than that MDLM, and better than MDLM and then DSL, as the pilot saw on pydocs"),
     Variant("clean2", "", "written tokens shown as evidence at 2 t_c?", "as by lookup", "--clean_snr 2"),
     Variant("clean1", "", "at 1 t_c?", "posterior .05 better: it mends more at .7 t_c than by lookup", "--clean_snr 1"),
     Variant("clean0.7", "", "at 0.7 t_c, where the most errors are mended?", "worse: too little is left to build on", "--clean_snr 0.7"),
@@ -89,7 +90,8 @@ VARIANTS = (
 
 
 def parse_args(argv=None):
-    return parse(Config, argv, description=__doc__)
+    cfg = parse(Config, argv, description=__doc__)
+    return replace(cfg, results=cfg.results or "results/ablations" + "_only" * bool(cfg.only))
 
 
 CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
@@ -102,14 +104,15 @@ from reproduce_config import SCALES, Curve, sampling, settings_at, trainings
 from train_config import parse_args as train_args
 
 CALLS, FACTORS = 16, (0.9, 1.1)  # T, and the temperatures around the claim's
-PATHS, SAME_RULE = ("posterior", "remdm-cap", "hybrid", "sde"), ("remdm-cap",)  # of DSL models, and of the MDLM
+PATHS, SAME_RULE = ("posterior", "remdm-cap", "hybrid", "sde"), ("remdm-cap",)  # of DSL models, and of MDLMs
+CLAIMED = {"dsl": "dsl-0", "mdlm_more": "mdlm_more-0", "mdlm": "mdlm"}  # the claim's own models, and their folders
 
 
 def plan_of(cfg, variant, published):
     """Flags of train.py: those of the claim's DSL model with seed 0, then the variant's, of which the last one counts."""
     plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
-    flags = variant.flags.format(quarter=scale.tune // 4, twice=2 * scale.tune, both=scale.pretrain + scale.tune,
-                                 lr=train_args(plan["mdlm"]).lr)
+    flags = variant.flags.format(quarter=scale.tune // 4, twice=2 * scale.tune, pretrain=scale.pretrain, lr=train_args(plan["mdlm"]).lr,
+                                 beyond=2 * train_args(plan["dsl-0"]).lr)
     return [*plan["dsl-0"], *shlex.split(flags), "--out_dir", variant.folder(cfg)]
 
 
@@ -124,7 +127,7 @@ def cells(cfg, name, paths, published, more=()):
 
 
 def all_cells(cfg, variants, published):
-    plan = cells(cfg, "dsl", PATHS, published) | cells(cfg, "mdlm_more", SAME_RULE, published)
+    plan = cells(cfg, "dsl", PATHS, published) | cells(cfg, "mdlm_more", SAME_RULE, published) | cells(cfg, "mdlm", SAME_RULE, published)
     for v in variants:
         paths = PATHS if v.flags else [path for path in PATHS if path != "sde"]  # which writes nothing before its end
         plan |= cells(cfg, f"dsl_{v.name}", paths, published, ["--ckpt", f"{v.folder(cfg)}/ckpt.pt", *shlex.split(v.sampler)])
@@ -161,18 +164,18 @@ def main(cfg):
     print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(PATHS)} paths at {CALLS} calls",
           flush=True)
     claims = trainings(cfg, published["learning_rates"])
-    plan = {name: claims[name] for name in ("mdlm", "judge", "dsl-0", "mdlm_more-0")}  # they are there if reproduce.py has run here
+    folders = {**CLAIMED, **{f"dsl_{v.name}": f"dsl_{v.name}-0" for v in variants if v.flags}}
+    plan = {name: claims[name] for name in ("judge", *CLAIMED.values())}  # they are there if reproduce.py has run here
     trained = train_all(cfg, plan | {f"dsl_{v.name}-0": plan_of(cfg, v, published) for v in variants if v.flags})
     (judge, *_, (target, _)), plan = prepare(cfg), all_cells(cfg, variants, published)
     sample_all(cfg, list(plan.values()), "sampling")
     found = arrays(cfg, plan, judge, seeds=1)
     errors = {key: spread(draws) for key, draws in bootstrap(found, target).items()}
-    models = {name: f"{cfg.out_dir}/{name}-0" for name in ("dsl", "mdlm_more", *(f"dsl_{v.name}" for v in variants if v.flags))}
-    mended, rows = mending(cfg, models), {}
-    claimed = [Variant("", "", f"the claim's own {what}, seed 0", "") for what in ("DSL model", "MDLM continued")]
-    for name, variant in zip(["dsl", "mdlm_more", *(f"dsl_{v.name}" for v in variants)], claimed + variants):
+    mended, rows = mending(cfg, {name: f"{cfg.out_dir}/{folder}" for name, folder in folders.items()}), {}
+    claimed = [Variant("", "", "as in the claim, seed 0", "")] * len(CLAIMED)
+    for name, variant in zip([*CLAIMED, *(f"dsl_{v.name}" for v in variants)], claimed + variants):
         nll = {path: [at_entropy(c["nll"], c["entropy"], target), errors[of, path]] for (of, path), c in found.items() if of == name}
-        rows[name] = {**variant._asdict(), **trained.get(f"{name}-0", {}), **mended.get(name, {}), "nll": nll}
+        rows[name] = {**variant._asdict(), **trained.get(folders.get(name), {}), **mended.get(name, {}), "nll": nll}
     save_json(f"{cfg.results}.json", config=asdict(cfg), calls=CALLS, num_samples=2 * cfg.texts, variants=rows)
     print(table(("variant", "bits per byte", *PATHS, "mended at 98%", "AUC"),
                 [(name, row.get("validation", {}).get("roar"), *(row["nll"].get(path) for path in PATHS), row.get("fixed_at_98"),

@@ -294,9 +294,9 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     ablate.main(ablate.parse_args(["--data", "toy", "--texts", "4", "--workers", "1"]))
     found = json.loads((tmp_path / "results" / "ablations.json").read_text())
     rows = found["variants"]
-    assert list(rows) == ["dsl", "mdlm_more", "dsl_endpoint1", "dsl_clean1"] and len(ran) == 14
+    assert list(rows) == ["dsl", "mdlm_more", "mdlm", "dsl_endpoint1", "dsl_clean1"] and len(ran) == 14
     assert train_args(ran[-1][2:]).endpoint == 1 and set(rows["dsl_endpoint1"]["nll"]) == {"posterior", "remdm"}
-    assert set(rows["mdlm_more"]["nll"]) == {"remdm"} and "fixed_at_98" in rows["mdlm_more"]
+    assert all(set(rows[name]["nll"]) == {"remdm"} and rows[name]["fixed_at_98"] for name in ("mdlm_more", "mdlm"))
     assert "step" not in rows["dsl_clean1"] and set(rows["dsl_clean1"]["nll"]) == {"posterior", "remdm"}  # the claim's model
     shown = [sampler_args(shlex.split(json.loads(path.read_text().splitlines()[0])["settings"])[1:])
              for path in Path("out/reproduce/samples_ablation/dsl_clean1").glob("*/*.jsonl")]
