@@ -78,14 +78,15 @@ ablations: reproduce
 data/english/meta.json: .venv/installed
 	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english
 
-# Every benchmark, a quarter of an hour on two cores. On a GPU: make bench BENCH=results/gpu_bench TRAIN="--batch_size 32 --vs compile"
-# SAMPLE="--batch_size 64 --vs compile"
+# Every benchmark, a quarter of an hour on two cores. On a GPU:
+# make bench BENCH=results/gpu_bench TRAIN="--batch_size 32 --vs compile" SAMPLE="--batch_size 64" WHOLE="--batch_size 64 --vs compile"
 BENCH ?= results/bench
 TRAIN ?= --batch_size 2 --repeats 5
 SAMPLE ?= --repeats 5
+WHOLE ?= --repeats 5
 bench: .venv/tested
 	$(BIN)python bench.py sample $(SAMPLE) --out $(BENCH)_sample.json
-	$(BIN)python bench.py sample --whole $(SAMPLE) --out $(BENCH)_sample_whole.json
+	$(BIN)python bench.py sample --whole $(WHOLE) --out $(BENCH)_sample_whole.json
 	$(BIN)python bench.py train $(TRAIN) --out $(BENCH)_train.json
 	$(BIN)python bench.py train --preset demo --repeats 21 --vs dtype=float32 dtype=bfloat16 compile --out $(BENCH)_train_demo.json
 	$(BIN)python bench.py head --repeats 5 --out $(BENCH)_head.json

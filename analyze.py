@@ -169,10 +169,10 @@ def reliability_panel(axes, curves):
 def calibration_figure(plt, results):
     """Reliability for every kind of draft, and how often the likeliest token is wrong against the entropy of the prediction."""
     kinds = list(dict.fromkeys(kind for found in results.values() for kind in found))
-    figure, panels = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
+    figure, panels = plt.subplots(2, 4, figsize=(16, 8), layout="constrained")
     *panels, last = panels.flat
     last.axis("off")
-    for axes, kind, line in zip(panels, kinds, ("-", "--", ":", "-.")):
+    for axes, kind, line in zip(panels, kinds, ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))):
         reliability_panel(axes, [(model, found[kind]["reliability"], {"color": f"C{i}"})
                                  for i, (model, found) in enumerate(results.items()) if kind in found])
         axes.set_title(kind)

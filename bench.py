@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
 from config import arg, parse, run
@@ -63,6 +64,8 @@ class Config:
     def __post_init__(self):
         if min(self.vocab_size, self.length, self.d_model, self.steps, self.batch_size, self.repeats, self.n_layer, self.d_embed) < 1:
             raise ValueError("sizes and counts must be at least 1")
+        if self.compile and self.what == "sample" and not self.whole:
+            raise ValueError("--compile is of the network: sample --whole, or train")
         if not 0 <= self.endpoint <= 1 or self.d_model % (2 * self.n_head):
             raise ValueError("--endpoint must be between 0 and 1, --d_model an even multiple of --n_head")
 
@@ -131,7 +134,7 @@ def whole_network(cfg, device):
 
 
 def obvious_draw(model, h, top_p):
-    """Tokens at all positions of features h (N, C): softmax, sort, nucleus, float64 Gumbel noise over the vocabulary."""
+    """Tokens at all positions of a text's features h (L, C): softmax, sort, nucleus, float64 Gumbel noise over the vocabulary."""
     probs = model.head(h).softmax(-1)
     ranked, order = probs.sort(-1, descending=True)
     keep = ranked.cumsum(-1) - ranked < top_p
@@ -143,16 +146,20 @@ def obvious_draw(model, h, top_p):
 def timed(steps, repeats, device):
     """Seconds of each Step of a dict: median and quartiles over `repeats`, after one warm-up, the device being waited for; tokens a second
     and MFU where they are counted. The steps take turns, so that a machine that slows down for a while slows all of them down."""
-    seconds = {name: [] for name in steps}
+    seconds, peak = {name: [] for name in steps}, {}
     for i in range(repeats + 1):
         for name, step in steps.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             start = time.perf_counter()
             step.run(i)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+                peak[name] = {"peak_gib": memory_in_use(device)}  # of one step and the weights; a CPU's peak is its process's, see `peaks`
             seconds[name].append(time.perf_counter() - start)
     ranked = {name: sorted(all_but_warm_up[1:]) for name, all_but_warm_up in seconds.items()}
-    found = {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]]} for name, s in ranked.items()}
+    found = {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]], **peak.get(name, {})}
+             for name, s in ranked.items()}
     for name, step in steps.items():
         if step.tokens:
             found[name]["tokens_per_s"] = step.tokens / found[name]["median_s"]
@@ -162,8 +169,8 @@ def timed(steps, repeats, device):
 
 
 def sample(cfg, device):
-    """Head, nucleus and draw of one step, with the choice of where to draw, and the backbone if `whole`. `posterior` also reads the head
-    at the revealed half -> {name: Step}."""
+    """Head, nucleus and draw of one step, with the choice of where to draw, and the backbone if `whole` -> {name: Step}. `ours` is `mdlm`'s
+    first step; the other paths stand halfway: `remdm-cap` makes up for what it forgets, `posterior` also reads the revealed half."""
     model = whole_network(cfg, device) if cfg.whole else Head(cfg, device)
     sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype])
     given, plain = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device), model.hidden
@@ -176,21 +183,23 @@ def sample(cfg, device):
         up = state.uniform("jump") < 1 / cfg.steps
         state.observe(up, torch.full_like(state.snr, torch.inf))
 
-    def posterior(i):
+    def halfway(path, i):
         state = State(model, range(cfg.batch_size), sampling, given)
         state.step = i
         half = state.uniform("half") < 0.5
         state.x[half] = 0
         state.move(half, torch.full_like(state.snr, torch.inf))
-        target = PATHS["posterior"](state, cfg.steps // 2, cfg.steps)
+        target = PATHS[path](state, cfg.steps // 2, cfg.steps)
         state.observe(target > state.snr, target)
 
     def obvious(i):
         with autocast(device, cfg.dtype):
             h = plain(model.embed_ids(given)).to(model.E.dtype)
-        obvious_draw(model, h.flatten(0, 1), cfg.top_p)
+        for text in h:  # one at a time, or 64 of them would not fit a GPU
+            obvious_draw(model, text, cfg.top_p)
 
-    return {name: Step(torch.no_grad()(step)) for name, step in (("ours", ours), ("posterior", posterior), ("obvious", obvious))}
+    steps = {"ours": ours, **{path: partial(halfway, path) for path in ("remdm-cap", "posterior")}, "obvious": obvious}
+    return {name: Step(torch.no_grad()(step)) for name, step in steps.items()}
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,16 @@ class ModelConfig:
 WIDE = 2**26  # numbers of (tokens, V) that training holds at a time, 256 MiB of float32
 
 
+def fills(x):
+    """Whether the vocabulary's side of a matrix product is filled up to a multiple of 64, as tensor cores want it: on a GPU."""
+    return x.device.type == "cuda"
+
+
+def filled(x, value=0.0):
+    """x (V, ...) with rows of `value` up to a multiple of 64."""
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % 64), value=value)
+
+
 def in_chunks(f, V, *rows):
     """f(*rows) for tensors of n rows each, without ever holding (n, V) numbers: f goes over WIDE of them at a time, and what it computes
     inside is not kept but computed again in the backward pass. Fewer numbers than that are left in one piece, and kept."""
@@ -82,10 +92,12 @@ class PosteriorView(nn.Module):
 
     def posterior_mean(self, z):
         """The view itself: evidence z (N, D) -> (N, C). The softmax over the vocabulary is all that it costs."""
+        keys, bias, value = F.pad(self.E, (0, 0, 0, 1)), self.bias, self.value  # (V+1, D), (V+1,), (V+1, C)
+        if fills(z):
+            keys, bias, value = filled(keys), filled(bias, -math.inf), filled(value)
         with torch.autocast(z.device.type, enabled=False):  # scores reach hundreds: bfloat16 would be off by one
-            keys = F.pad(self.E, (0, 0, 0, 1))  # (V+1, D)
-            weights = F.linear(self.beta * z.to(self.raw_E.dtype), keys, self.bias).softmax(-1)  # (N, V+1)
-        return weights.to(self.value.dtype) @ self.value
+            weights = F.linear(self.beta * z.to(self.raw_E.dtype), keys, bias).softmax(-1)  # (N, V+1)
+        return weights.to(value.dtype) @ value
 
 
 def rotary_table(length, dim):
@@ -169,10 +181,12 @@ class DSL(nn.Module):
         return self.out(h)
 
     def aligned_head(self):
-        """`head` as a function for many rows on a GPU, whose matrix products want a multiple of 64: it has so many slots, of logit -inf
-        from V on."""
-        more = -self.config.vocab_size % 64
-        return partial(F.linear, weight=F.pad(self.out.weight, (0, 0, 0, more)), bias=F.pad(self.out.bias, (0, more), value=-math.inf))
+        """`head` as a function for many rows on a GPU: its logits are -inf from V up to a multiple of 64. The weight is filled, and cast
+        for autocast, once for all of them."""
+        weight, kind = filled(self.out.weight), self.out.weight.device.type
+        if torch.is_autocast_enabled(kind):
+            weight = weight.to(torch.get_autocast_dtype(kind))
+        return partial(F.linear, weight=weight, bias=filled(self.out.bias, -math.inf))
 
     def forward(self, h):
         return self.head(self.hidden(h))

@@ -17,7 +17,7 @@ from config import optional, provenance, whole_file
 from model import WIDE, bfloat16_is_fast, pick_device
 
 
-def local_device(name):
+def local_device(name=""):
     """The torch.device called `name`; of several processes that torchrun started on a node, each takes its own GPU. From here on numbers
     below 1e-38 are 0: on a CPU they made float32 training of MDLM 2.4 times slower [measured], and threads that start later inherit it."""
     torch.set_flush_denormal(True)
@@ -134,14 +134,15 @@ def matmul_ceiling(device, precision):
     return 2 * size**3 / best
 
 
-def compiled(module, how, device, steps):
-    """`module` under torch.compile if `how` is on, or auto and a run of so many steps wins its time back: on a GPU; on a CPU with g++
-    after some 700 of the demo's steps [measured], unless it computes in bfloat16, where the pilot saw no gain within eight minutes."""
-    ready = sys.platform == "linux" and shutil.which("g++") and steps >= 2000 and not bfloat16_is_fast(device)
-    if how == "on" or how == "auto" and (device.type == "cuda" or ready):
-        torch._dynamo.config.suppress_errors = how == "auto"  # a compiler that is there may still not work
-        return torch.compile(module)
-    return module
+def compiled(f, cfg, device, steps=0, **options):
+    """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: on a GPU;
+    on a CPU with g++ after some 1,000 of the demo's steps [measured], if in float32; in bfloat16 the pilot saw no gain in 8 minutes."""
+    float32 = cfg.dtype == "float32" or cfg.dtype == "auto" and not bfloat16_is_fast(device)
+    ready = sys.platform == "linux" and shutil.which("g++") and steps >= 2000 and float32
+    if cfg.compile == "on" or cfg.compile == "auto" and (device.type == "cuda" or ready):
+        torch._dynamo.config.suppress_errors = cfg.compile == "auto"  # a compiler that is there may still not work
+        return torch.compile(f, **options)
+    return f
 
 
 def memory_in_use(device):

@@ -35,7 +35,7 @@ from dsl_loss import critical_snr
 from model import load_checkpoint
 from paths import PATHS
 from report import save_json
-from runtime import local_device
+from runtime import compiled, local_device
 from show import Screen, Trace, diff
 from state import State
 
@@ -82,12 +82,12 @@ def load_for_sampling(cfg):
     used = {cfg.path, cfg.then} if cfg.path == "hybrid" else {cfg.path}
     if objective != "dsl" and (cfg.correct or cfg.clean_snr < float("inf") or used & set(NEEDS_DSL)):
         asked = "--correct" if cfg.correct else f"--path {cfg.path}" if used & set(NEEDS_DSL) else "--clean_snr"
-        raise Problem(f"{asked} needs a DSL model and {cfg.ckpt} was trained by {objective}: use --path remdm or recorded, or fine-tune it "
-                      "with train.py --init_from")
+        instead = "use --path remdm or recorded" if asked.startswith("--path") else "leave it out"
+        raise Problem(f"{asked} needs a DSL model and {cfg.ckpt} was trained by {objective}: {instead}, or fine-tune it with train.py "
+                      "--init_from")
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.steps != cfg.length):
         raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill")
-    if cfg.compile == "on" or cfg.compile == "auto" and model.E.device.type == "cuda":
-        model.hidden = torch.compile(model.hidden, dynamic=True)  # the number of texts that need the network differs from step to step
+    model.hidden = compiled(model.hidden, cfg, model.E.device, dynamic=True)  # the number of texts that need it differs from step to step
     return model, ckpt, cfg
 
 
@@ -152,10 +152,10 @@ class Writer:
         if not self.path:
             return
         ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir", "compile")
-        settings = {name: value for name, value in asdict(cfg).items() if name not in ignored}
-        digest = hashlib.sha256(json.dumps([settings, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
         always = ("ckpt", "path", "steps")
-        said = [f"--{name}={value}" for name, value in settings.items() if name in always or value != getattr(Config, name)]
+        said = [f"--{name}={value}" for name, value in asdict(cfg).items()  # so that flags yet to come leave today's files alone
+                if name not in ignored and (name in always or value != getattr(Config, name))]
+        digest = hashlib.sha256(json.dumps([said, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
         self.settings = shlex.join([digest, *said])
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         open(self.path, "ab").close()

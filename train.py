@@ -133,7 +133,7 @@ class Objective(nn.Module):
 
 def wrap(cfg, run):
     """The objective to call: compiled where that pays, and averaging its gradients over the processes."""
-    objective = compiled(Objective(run.model, cfg.objective, cfg.frozen), cfg.compile, run.device, cfg.max_steps)
+    objective = compiled(Objective(run.model, cfg.objective, cfg.frozen), cfg, run.device, cfg.max_steps)
     if run.world > 1:
         size = len(passes_of(cfg, 0, run.rank, run.world)[0])
         only_endpoints = cfg.objective == "dsl" and size * (1 - cfg.endpoint) < 1  # some passes then give E no gradient

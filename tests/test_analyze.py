@@ -204,6 +204,9 @@ def test_every_question_writes_its_json_and_its_figure(cfg, tmp_path, capsys, mo
         assert f"{what} of {runs[0].upper()} (step 12)" in shown and f"saved {tmp_path}/r/{what}.json" in shown
         drawn = importlib.util.find_spec("matplotlib") is not None
         assert (tmp_path / f"r/{what}.png").exists() == drawn and ("left out" in shown) == (not drawn)
+    found = {m: row["result"] for m, row in json.loads((tmp_path / "r/calibration.json").read_text())["models"].items()}
+    titles = {axes.get_title() for axes in analyze.calibration_figure(pytest.importorskip("matplotlib.pyplot"), found).axes}
+    assert len(found["DSL"]) == 5 and set(found["DSL"]) <= titles  # a panel for each kind of draft
     bits = json.loads((tmp_path / "r/bounds.json").read_text())["models"]["AR"]["result"]["nll"]
     validation = torch.load(f"{cfg.out_dir}/ar/ckpt.pt", weights_only=True)["validation"]["nll"]
     assert bits == pytest.approx(validation, rel=0.02)  # the same windows, in training perhaps in bfloat16

@@ -9,6 +9,7 @@ import torch
 from test_sampler_cli import checkpoint
 
 import bench
+import dsl_loss as losses
 import model as network
 import train
 from dsl_loss import SNRMix, ar_loss, draw_corruption, dsl_loss, mdlm_loss
@@ -54,19 +55,35 @@ def test_pieces_give_the_plain_value_and_gradients(loss, pieces, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss, ar_loss])
 @pytest.mark.parametrize("pieces", [7 * V, 2**62])
-def test_a_head_of_64_slots_is_the_head_of_50(pieces, monkeypatch):
-    """What a GPU does, on this CPU; the gradients of the slots of no weight would be nan if they had any."""
-    plain, widths = value_and_gradients(dsl_loss, pieces, monkeypatch), []
+def test_64_slots_are_50(loss, pieces, monkeypatch):
+    """What a GPU does, on this CPU, in head and view; the gradients of the slots of no weight would be nan if they had any."""
+    plain, head, view = value_and_gradients(loss, pieces, monkeypatch), set(), set()
+    token_ce, linear = losses.token_ce, torch.nn.functional.linear
 
-    def head(self, h):
-        widths.append((logits := self.aligned_head()(h)).shape[-1])
-        return logits
+    def watched_ce(logits, x0):
+        head.add(logits.shape[-1])
+        return token_ce(logits, x0)
 
-    monkeypatch.setattr(DSL, "head", head)
-    for a, b in zip(plain, value_and_gradients(dsl_loss, pieces, monkeypatch)):
+    def watched_linear(x, weight, bias=None):
+        view.update([len(weight)] * (weight.shape[1] == 4))  # D
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(losses, "token_ce", watched_ce)
+    monkeypatch.setattr(torch.nn.functional, "linear", watched_linear)
+    for module in (network, losses):
+        monkeypatch.setattr(module, "fills", lambda x: True)
+    for a, b in zip(plain, value_and_gradients(loss, pieces, monkeypatch)):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    assert set(widths) == {64}
+    assert head == {64} and view == ({64} if loss is dsl_loss else set())
+
+
+def test_the_aligned_head_is_cast_once_for_autocast():
+    net = network_for(dsl_loss).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.aligned_head().keywords["weight"].dtype == torch.bfloat16
+    assert net.aligned_head().keywords["weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("wide, size, times", [(5 * V + 3, 5, 2), (2**62, B * L, 1)])
@@ -129,9 +146,9 @@ def test_bench_prints_a_table_and_writes_its_json(what, tmp_path, capsys):
     flags = "--vocab_size 300 --length 16 --n_layer 1 --n_head 2 --d_model 16 --d_embed 4 --batch_size 2 --repeats 1 --steps 4 --device cpu"
     argv = [what, *flags.split(), "--tokenizer", "bytes", "--vs", "top_p=1", "--out", f"{tmp_path}/b.json"]
     bench.main(bench.parse_args(argv), argv)
-    shown, names = capsys.readouterr().out, {"sample": ("ours", "posterior", "obvious"), "train": ("mdlm", "dsl", "dsl, obvious"),
-                                             "head": tuple(bench.WAYS),
-                                             "prepare": ("ours", "tiktoken's batch", "obvious")}[what]
+    shown, names = capsys.readouterr().out, {
+        "sample": ("ours", "remdm-cap", "posterior", "obvious"), "train": ("mdlm", "dsl", "dsl, obvious"), "head": tuple(bench.WAYS),
+        "prepare": ("ours", "tiktoken's batch", "obvious")}[what]
     assert all(f"\n{name} " in shown and f"\n{name}, top_p=1 " in shown for name in names)
     found = json.loads((tmp_path / "b.json").read_text())
     assert len(found["times"]) == 2 * len(names) and all(t["median_s"] > 0 for t in found["times"].values())
