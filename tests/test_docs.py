@@ -111,6 +111,8 @@ def test_imports_make_no_cycle():
         nodes = list(ast.walk(ast.parse(path.read_text())))
         plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         edges[path.stem] = names & (plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)})
+    for name, said in re.findall(r"^\| `(\w+)\.py` \|.*\| (.*) \|$", README, re.M):
+        assert set(re.findall(r"`(\w+)`", said)) <= edges[name], f"README's table of files: {name}"
     while edges:
         leaves = {name for name, needs in edges.items() if not needs}
         assert leaves, f"import cycle among {sorted(edges)}"

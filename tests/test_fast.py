@@ -11,6 +11,7 @@ from test_sampler_cli import checkpoint
 import bench
 import dsl_loss as losses
 import model as network
+import runtime
 import train
 from dsl_loss import SNRMix, ar_loss, draw_corruption, dsl_loss, mdlm_loss
 from model import DSL, ModelConfig
@@ -122,6 +123,19 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, inputs: made.append(graph) or graph))
     return made
+
+
+@pytest.mark.parametrize("dtype, compile, device, steps, fast, expected", [
+    ("auto", "auto", "cpu", 2000, False, True), ("auto", "auto", "cpu", 1999, False, False), ("auto", "auto", "cpu", 2000, True, False),
+    ("float32", "auto", "cpu", 2000, True, True), ("bfloat16", "auto", "cpu", 2000, False, False), ("auto", "auto", "cuda", 1, True, True),
+    ("auto", "off", "cuda", 9999, True, False), ("auto", "on", "cpu", 1, True, True)])
+def test_compiled_by_itself_where_that_pays(cfg, monkeypatch, dtype, compile, device, steps, fast, expected):
+    monkeypatch.setattr(torch, "compile", lambda f, **options: ("compiled", f))
+    monkeypatch.setattr(runtime, "bfloat16_is_fast", lambda device: fast)
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(runtime.sys, "platform", "linux")
+    found = runtime.compiled("f", replace(cfg, dtype=dtype, compile=compile), torch.device(device), steps)
+    assert found == (("compiled", "f") if expected else "f")
 
 
 @pytest.mark.parametrize("objective, endpoint", [("dsl", 0.5), ("dsl", 1.0), ("mdlm", 0.5), ("ar", 0.5)])
