@@ -148,8 +148,9 @@ TRY = {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temper
 
 
 def tune_all(cfg, rates, judge, target):
-    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the three best at T = 8 and 128, on one seed
-    that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the three best at T = 8 and 128, a second time
+    if their texts were all more or all less varied than the data, on one seed that is then thrown away -> {"model/path": [{"T", "setting",
+    "nll", "temperature" that gives that entropy, ...}]}."""
     plan = {}
 
     def add(curve, T, setting, temperatures):
@@ -169,15 +170,22 @@ def tune_all(cfg, rates, judge, target):
     for curve in CURVES:
         for setting in curve.grid:
             add(curve, AT, setting, TRY[setting.get("top_p", curve.fixed.get("top_p"))])
-    sample_all(cfg, tasks_of(plan), "tuning, 1 of 2")
+    sample_all(cfg, tasks_of(plan), "tuning, 1 of 3")
     found = {curve.name: [look(curve, AT, setting) for setting in curve.grid] for curve in CURVES}
     again = [(curve, T, entry) for curve in CURVES if curve.path != "ar" for T in FINALS
              for entry in sorted(found[curve.name], key=nll_of)[:FINALISTS]]
     for curve, T, entry in again:
         add(curve, T, entry["setting"], [entry["temperature"] * factor for factor in (0.85, 1.15)])
-    sample_all(cfg, tasks_of(plan), "tuning, 2 of 2")
+    sample_all(cfg, tasks_of(plan), "tuning, 2 of 3")
     for curve, T, entry in again:
         found[curve.name].append(look(curve, T, entry["setting"]))
+    beside = [(curve, entry) for curve in CURVES for entry in found[curve.name][len(curve.grid) :]  # temperatures that miss that entropy
+              if not entry["entropy"][0] <= target <= entry["entropy"][1]]
+    for curve, entry in beside:
+        add(curve, entry["T"], entry["setting"], [entry["temperature"] * factor for factor in (0.94, 1.06)])
+    sample_all(cfg, tasks_of(plan), "tuning, 3 of 3")
+    for curve, entry in beside:
+        entry.update(look(curve, entry["T"], entry["setting"]))
     return found
 
 
