@@ -92,7 +92,7 @@ from dsl_loss import SNRMix, critical_snr, draw_corruption, dsl_loss, feature_ce
 from model import DSL, ModelConfig, autocast
 from paths import PATHS
 from report import save_json, table
-from runtime import flops_per_token, local_device, matmul_ceiling, memory_in_use
+from runtime import flops_per_token, join_ranks, matmul_ceiling, memory_in_use
 from sampler_config import parse_args as sampling_args
 from state import State
 
@@ -319,7 +319,7 @@ def peaks(cfg):
 
 
 def main(cfg, argv):
-    device = local_device(cfg.device)
+    *_, device = join_ranks(cfg.device)  # as train.py
     if cfg.what == "memory":
         return print(memory(cfg, device))
     shape = "" if cfg.what == "prepare" else f"{cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, "

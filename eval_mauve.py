@@ -66,8 +66,8 @@ from data import encode, load_meta, load_tokens, tokenizer, val_windows
 from dsl_loss import mean_and_stderr
 from judge import judged, load_judge
 from metrics import distinct, entropy, mauve, ngram_js, repetition
+from model import pick_device
 from report import cell, pyplot, save_figure, save_json, table
-from runtime import local_device
 
 # ---- what is compared --------------------------------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ COLUMNS = ("nfe", "mauve", "gen_ppl", "entropy", "js_1", "js_2", "js_3", "js_4",
 
 
 def main(cfg):
-    device, meta = local_device(cfg.device), load_meta(cfg.data, cfg.data_dir)
+    device, meta = pick_device(cfg.device), load_meta(cfg.data, cfg.data_dir)
     if cfg.frontier:
         pyplot()  # its absence should be known before an hour of judging
     tok = tokenizer(meta["tokenizer"])

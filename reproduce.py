@@ -35,9 +35,8 @@ from dsl_loss import mean_and_stderr
 from eval_mauve import read_samples
 from judge import judged, load_judge
 from metrics import entropy
-from model import load_checkpoint
+from model import load_checkpoint, pick_device
 from report import cell, pyplot, save_figure, save_json, table
-from runtime import local_device
 from sampler import Writer, generate, load_for_sampling, template
 from sampler_config import parse_args as sampler_args
 from train import MAY_CHANGE
@@ -45,7 +44,7 @@ from train_config import parse_args as train_args
 
 def shares(cfg):
     """How many processes work at once, and the threads of each."""
-    workers = cfg.workers or (os.cpu_count() if local_device().type == "cpu" else 1)
+    workers = cfg.workers or (os.cpu_count() if pick_device().type == "cpu" else 1)
     return workers, max(1, os.cpu_count() // workers)
 
 
@@ -104,7 +103,7 @@ def measure(cfg, argvs, judge):
     rows, verdicts, tok = [], [], tokenizer(load_meta(cfg.data, cfg.data_dir)["tokenizer"])
     for settings in map(sampler_args, argvs):
         rows += (mine := read_samples(settings.out, tok)[: settings.num_samples])
-        verdicts.append(judged(judge, [torch.tensor(row["ids"]) for row in mine], local_device(), f"{cfg.out_dir}/judged", 64))
+        verdicts.append(judged(judge, [torch.tensor(row["ids"]) for row in mine], pick_device(), f"{cfg.out_dir}/judged", 64))
     (features, nll, tokens), texts = map(torch.cat, zip(*verdicts)), [torch.tensor(row["ids"]) for row in rows]
     return {"nll": (nll / tokens).numpy(), "entropy": entropy(texts).numpy(), "nfe": np.array([row["nfe"] for row in rows], float),
             "features": features, "texts": texts}
@@ -113,7 +112,7 @@ def measure(cfg, argvs, judge):
 def work(cfg, argvs, threads):
     """Sample and judge a task, a list of command lines; the files and the judge's cache are the result."""
     torch.set_num_threads(threads)
-    judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", local_device())
+    judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", pick_device())
     for argv in argvs:
         model, ckpt, settings = load_for_sampling(sampler_args(argv))
         tok, writer = tokenizer(ckpt["tokenizer"]), Writer(settings, model.E.device)
@@ -204,10 +203,10 @@ def arrays(cfg, plan, judge, seeds):
 
 def prepare(cfg):
     """The judge, the real texts, what the judge makes of them, and their mean unigram entropy: the target."""
-    judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", local_device())
+    judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", pick_device())
     windows = spread_windows(load_tokens(cfg.data, "val", cfg.data_dir), judge.context, 2 * len(SEEDS) * SCALES[cfg.scale].duel_texts)
     windows = list(torch.from_numpy(windows)[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))])
-    features, nll, tokens = judged(judge, windows, local_device(), f"{cfg.out_dir}/judged", 64)
+    features, nll, tokens = judged(judge, windows, pick_device(), f"{cfg.out_dir}/judged", 64)
     return judge, windows, features, [*mean_and_stderr(nll / tokens)], [*mean_and_stderr(entropy(windows))]
 
 
@@ -267,7 +266,7 @@ def main(cfg):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
     print(f"{cfg.scale}: {len(plan) + 2 * len(SEEDS)} trainings on {cfg.data}, {len(CURVES)} curves at T = {scale.steps}, "
-          f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {local_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+          f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))
     pyplot()

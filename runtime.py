@@ -17,17 +17,17 @@ from config import optional, provenance, whole_file
 from model import WIDE, bfloat16_is_fast, pick_device
 
 
-def local_device(name=""):
-    """The torch.device called `name`; of several processes that torchrun started on a node, each takes its own GPU. From here on numbers
-    below 1e-38 are 0: on a CPU they made float32 training of MDLM 2.4 times slower [measured], and threads that start later inherit it."""
-    torch.set_flush_denormal(True)
+def local_device(name):
+    """The torch.device called `name`; of several processes that torchrun started on a node, each takes its own GPU."""
     if "LOCAL_RANK" in os.environ and name in ("", "cuda") and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # first of all, or every process would open a context on GPU 0
     return pick_device(name)
 
 
 def join_ranks(device):
-    """Join the processes that torchrun started -> (rank, world size, torch.device); (0, 1, device) without torchrun."""
+    """Join the processes that torchrun started -> (rank, world size, torch.device); (0, 1, device) without torchrun. From here on numbers
+    below 1e-38 are 0: on a CPU they made float32 training of MDLM 2.4 times slower [measured], and threads that start later inherit it."""
+    torch.set_flush_denormal(True)
     device = local_device(device)
     if "RANK" not in os.environ:
         return 0, 1, device
