@@ -29,6 +29,7 @@ class Config:
     claim: str = arg("results/claim", "--results of reproduce.py")
     results: str = arg("", "where the table goes: NAME.json, and NAME_correction.json with its figure; empty: results/ablations, or with "
                            "--only results/ablations_only")
+    tune: int = arg(0, "steps of the variants' fine-tuning, where they do not say themselves; 0: as the claim's")
     texts: int = arg(200, "texts of each path at each of two temperatures")
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the variants, and exit")
@@ -38,16 +39,16 @@ class Config:
             re.compile(self.only)
         except re.error as error:
             raise ValueError(f"--only is no regular expression: {error}") from None
-        if self.texts < 2 or self.workers < 0:
-            raise ValueError("--texts must be at least 2, --workers cannot be negative")
+        if self.texts < 2 or self.workers < 0 or self.tune < 0:
+            raise ValueError("--texts must be at least 2, --workers and --tune cannot be negative")
         if not any(re.fullmatch(self.only or ".*", variant.name) for variant in VARIANTS):
             raise ValueError(f"--only matches none of {', '.join(variant.name for variant in VARIANTS)}")
 
 
 class Variant(NamedTuple):
     """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
-    sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter} and {twice} stand
-    for so many steps of the fine-tuning, {pretrain} and {lr} for the pretraining's, {beyond} for twice the fine-tuning's learning rate."""
+    sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter}, {half} and
+    {twice} stand for so many steps of the fine-tuning, {pretrain} and {lr} for the pretraining's, {beyond} for twice the learning rate of the former."""
 
     name: str
     flags: str
@@ -56,7 +57,9 @@ class Variant(NamedTuple):
     sampler: str = ""
 
     def folder(self, cfg):
-        return f"{cfg.out_dir}/dsl_{self.name}-0" if self.flags else f"{cfg.out_dir}/dsl-0"
+        """Where its model is, below cfg.out_dir."""
+        steps = f"_{cfg.tune}" if cfg.tune and "--max_steps" not in self.flags else ""
+        return f"dsl_{self.name}{steps}-0" if self.flags else "dsl-0"
 
 
 VARIANTS = (
@@ -79,6 +82,7 @@ VARIANTS = (
     Variant("D8", "--d_embed 8", "a smaller sphere?", "mending worse: tokens are harder to tell apart"),
     Variant("D128", "--d_embed 128", "a larger one?", "within the noise"),
     Variant("steps500", "--max_steps {quarter}", "when does the gain appear: a quarter of the steps?", "half of the gain is there"),
+    Variant("steps1000", "--max_steps {half}", "half of them?", "three quarters of it"),
     Variant("steps4000", "--max_steps {twice}", "does it go on growing: twice the steps?", "posterior gains .05 more"),
     Variant("lr_twice", "--lr {beyond}", "is the edge of the grid of learning rates the best?", "no better: 4e-3 and 8e-3 were close"),
     Variant("scratch", "--init_from scratch --max_steps {pretrain} --lr {lr}", "from scratch, at the tokens and learning rate of the MDLM?",
@@ -111,9 +115,10 @@ CLAIMED = {"dsl": "dsl-0", "mdlm_more": "mdlm_more-0", "mdlm": "mdlm"}  # the cl
 def plan_of(cfg, variant, published):
     """Flags of train.py: those of the claim's DSL model with seed 0, then the variant's, of which the last one counts."""
     plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
-    flags = variant.flags.format(quarter=scale.tune // 4, twice=2 * scale.tune, pretrain=scale.pretrain, lr=train_args(plan["mdlm"]).lr,
-                                 beyond=2 * train_args(plan["dsl-0"]).lr)
-    return [*plan["dsl-0"], *shlex.split(flags), "--out_dir", variant.folder(cfg)]
+    flags = variant.flags.format(quarter=scale.tune // 4, half=scale.tune // 2, twice=2 * scale.tune, pretrain=scale.pretrain,
+                                 lr=train_args(plan["mdlm"]).lr, beyond=2 * train_args(plan["dsl-0"]).lr)
+    steps = ["--max_steps", str(cfg.tune)] if cfg.tune else []
+    return [*plan["dsl-0"], *steps, *shlex.split(flags), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg)}"]
 
 
 def cells(cfg, name, paths, published, more=()):
@@ -130,7 +135,7 @@ def all_cells(cfg, variants, published):
     plan = cells(cfg, "dsl", PATHS, published) | cells(cfg, "mdlm_more", SAME_RULE, published) | cells(cfg, "mdlm", SAME_RULE, published)
     for v in variants:
         paths = PATHS if v.flags else [path for path in PATHS if path != "sde"]  # which writes nothing before its end
-        plan |= cells(cfg, f"dsl_{v.name}", paths, published, ["--ckpt", f"{v.folder(cfg)}/ckpt.pt", *shlex.split(v.sampler)])
+        plan |= cells(cfg, f"dsl_{v.name}", paths, published, ["--ckpt", f"{cfg.out_dir}/{v.folder(cfg)}/ckpt.pt", *shlex.split(v.sampler)])
     return plan
 
 
@@ -164,9 +169,9 @@ def main(cfg):
     print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(PATHS)} paths at {CALLS} calls",
           flush=True)
     claims = trainings(cfg, published["learning_rates"])
-    folders = {**CLAIMED, **{f"dsl_{v.name}": f"dsl_{v.name}-0" for v in variants if v.flags}}
+    folders = CLAIMED | {f"dsl_{v.name}": v.folder(cfg) for v in variants if v.flags}
     plan = {name: claims[name] for name in ("judge", *CLAIMED.values())}  # they are there if reproduce.py has run here
-    trained = train_all(cfg, plan | {f"dsl_{v.name}-0": plan_of(cfg, v, published) for v in variants if v.flags})
+    trained = train_all(cfg, plan | {v.folder(cfg): plan_of(cfg, v, published) for v in variants if v.flags})
     (judge, *_, (target, _)), plan = prepare(cfg), all_cells(cfg, variants, published)
     sample_all(cfg, list(plan.values()), "sampling")
     found = arrays(cfg, plan, judge, seeds=1)
