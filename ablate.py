@@ -48,7 +48,7 @@ class Config:
 class Variant(NamedTuple):
     """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
     sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter}, {half} and
-    {twice} stand for so many steps of the fine-tuning, {pretrain} and {lr} for the pretraining's, {beyond} for twice the learning rate of the former."""
+    {twice} stand for so many steps of the fine-tuning and {beyond} for twice its learning rate, {pretrain} and {lr} for the MDLM's."""
 
     name: str
     flags: str
