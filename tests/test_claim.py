@@ -282,6 +282,16 @@ def test_fine_tuning_waits_for_its_start(toy):
     assert [command[command.index("--out_dir") + 1].split("/")[-1] for command in ran] == ["judge", "mdlm", "dsl-lr1e-3"]
 
 
+def test_every_variant_is_a_training_or_another_sampling():
+    cfg, rates = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "dsl": "8e-3"}}
+    asked = {v.name: train_args(ablate.plan_of(cfg, v, rates)) for v in ablate.VARIANTS if v.flags}
+    own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000, "scratch": 9600}
+    assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
+    assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
+    assert asked["lr_twice"].lr == 0.016 and asked["scratch"].lr == 4e-3 and asked["beta_fixed"].lr == 8e-3
+    assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr < math.inf for v in ablate.VARIANTS)
+
+
 def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
