@@ -142,8 +142,9 @@ def all_cells(cfg, variants, published):
 def mending(cfg, folders):
     """{name: errors mended in one call} of the models in `folders` {name: folder}, as analyze.py correction has it."""
     ckpts = {name: f"{folder}/ckpt.pt" for name, folder in folders.items()}
-    analyze.main(analyze.parse_args(["correction", "--ckpt", *ckpts.values(), "--data_dir", cfg.data_dir, "--out",
-                                     f"{cfg.results}_correction"]))
+    brief = ["--sweep", "2", "--refine", "1"]  # what they cost is not asked for
+    analyze.main(analyze.parse_args(["correction", "--ckpt", *ckpts.values(), "--data_dir", cfg.data_dir, *brief,
+                                     "--out", f"{cfg.results}_correction"]))
     with open(f"{cfg.results}_correction.json") as f:
         found = {row["ckpt"]: row["result"]["random"] for row in json.load(f)["models"].values()}
     ways = {name: found[ckpt].get("evidence") or found[ckpt]["lookup"] for name, ckpt in ckpts.items()}  # MDLM cannot read evidence
