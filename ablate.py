@@ -2,12 +2,14 @@
 
     python ablate.py --data english                            # with the settings of results/claim.json
     python ablate.py --data english --only "endpoint.*"        # only variants of such a name
+    python ablate.py --data english --only scratch --calls 4 16 64 --paths remdm posterior
     python ablate.py --data english --list                     # what is varied, and what was predicted before it ran
 
-Of every variant: the random-order bound; the judge's NLL at the data's entropy by four paths at 16 calls; how many of 10% random errors it
+Of every variant: the random-order bound; the judge's NLL at the data's entropy by four paths at T = 16; how many of 10% random errors it
 mends at 98% of clean tokens kept, shown the text as evidence (analyze.py correction). One seed: look at the spread of the claim's three.
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -15,6 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from config import Problem, arg, parse, run
+from reproduce_config import CURVES, SCALES, Curve, sampling, settings_at, trainings
+from sampler_config import NEEDS_DSL
+from train_config import parse_args as train_args
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Config:
     claim: str = arg("results/claim", "--results of reproduce.py")
     results: str = arg("", "where the table goes: NAME.json, and NAME_correction.json with its figure; empty: results/ablations, or with "
                            "--only results/ablations_only")
+    calls: tuple[int, ...] = arg((16,), "T of the samples")
+    paths: tuple[str, ...] = arg(("posterior", "remdm-cap", "hybrid", "sde"), "paths of the DSL models; of MDLMs those that they can take")
     tune: int = arg(0, "steps of the variants' fine-tuning, where they do not say themselves; 0: as the claim's")
     texts: int = arg(200, "texts of each path at each of two temperatures")
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
@@ -39,8 +46,10 @@ class Config:
             re.compile(self.only)
         except re.error as error:
             raise ValueError(f"--only is no regular expression: {error}") from None
-        if self.texts < 2 or self.workers < 0 or self.tune < 0:
-            raise ValueError("--texts must be at least 2, --workers and --tune cannot be negative")
+        if min(self.texts, *self.calls) < 2 or self.workers < 0 or self.tune < 0:
+            raise ValueError("--texts and --calls must be at least 2, --workers and --tune cannot be negative")
+        if not set(self.paths) <= {curve.path for curve in CURVES if curve.model == "dsl"}:
+            raise ValueError("--paths are those that reproduce.py has tuned for DSL")
         if not any(re.fullmatch(self.only or ".*", variant.name) for variant in VARIANTS):
             raise ValueError(f"--only matches none of {', '.join(variant.name for variant in VARIANTS)}")
 
@@ -104,11 +113,8 @@ import analyze
 from claim import at_entropy, bootstrap, spread
 from report import save_json, table
 from reproduce import arrays, prepare, sample_all, train_all
-from reproduce_config import SCALES, Curve, sampling, settings_at, trainings
-from train_config import parse_args as train_args
 
-CALLS, FACTORS = 16, (0.9, 1.1)  # T, and the temperatures around the claim's
-PATHS, SAME_RULE = ("posterior", "remdm-cap", "hybrid", "sde"), ("remdm-cap",)  # of DSL models, and of MDLMs
+FACTORS = (0.9, 1.1)  # temperatures around the claim's
 CLAIMED = {"dsl": "dsl-0", "mdlm_more": "mdlm_more-0", "mdlm": "mdlm"}  # the claim's own models, and their folders
 
 
@@ -122,19 +128,21 @@ def plan_of(cfg, variant, published):
 
 
 def cells(cfg, name, paths, published, more=()):
-    """{(name, path): the sampler's command lines at two temperatures, with the claim's settings for DSL, and `more` flags}."""
-    plan = {}
-    for path in paths:
-        setting, temperature = settings_at(published["tuning"][f"dsl/{path}"], CALLS)
-        plan[name, path] = [[*sampling(cfg, Curve(name, path, []), 0, CALLS, temperature * factor, setting, cfg.texts, "_ablation"), *more]
-                            for factor in FACTORS]
+    """{(name, "path/T"): the sampler's command lines at two temperatures, with the claim's settings for that model, or else for DSL}."""
+    plan, fixed = {}, {curve.name: curve.fixed for curve in CURVES}
+    for path, T in itertools.product(paths, cfg.calls):
+        tried = published["tuning"].get(f"{name}/{path}") or published["tuning"][f"dsl/{path}"]
+        (setting, temperature), curve = settings_at(tried, T), Curve(name, path, [], fixed[f"dsl/{path}"])
+        plan[name, f"{path}/{T}"] = [[*sampling(cfg, curve, 0, T, temperature * factor, setting, cfg.texts, "_ablation"), *more]
+                                     for factor in FACTORS]
     return plan
 
 
 def all_cells(cfg, variants, published):
-    plan = cells(cfg, "dsl", PATHS, published) | cells(cfg, "mdlm_more", SAME_RULE, published) | cells(cfg, "mdlm", SAME_RULE, published)
+    plan, of_mdlm = cells(cfg, "dsl", cfg.paths, published), [path for path in cfg.paths if path not in NEEDS_DSL]
+    plan |= cells(cfg, "mdlm_more", of_mdlm, published) | cells(cfg, "mdlm", of_mdlm, published)
     for v in variants:
-        paths = PATHS if v.flags else [path for path in PATHS if path != "sde"]  # which writes nothing before its end
+        paths = cfg.paths if v.flags else [path for path in cfg.paths if path != "sde"]  # which writes nothing before its end
         plan |= cells(cfg, f"dsl_{v.name}", paths, published, ["--ckpt", f"{cfg.out_dir}/{v.folder(cfg)}/ckpt.pt", *shlex.split(v.sampler)])
     return plan
 
@@ -167,7 +175,7 @@ def main(cfg):
     if cfg.list:
         return print(table(Variant._fields, variants))
     published = published_settings(cfg)
-    print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(PATHS)} paths at {CALLS} calls",
+    print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(cfg.paths)} paths at T = {cfg.calls}",
           flush=True)
     claims = trainings(cfg, published["learning_rates"])
     folders = CLAIMED | {f"dsl_{v.name}": v.folder(cfg) for v in variants if v.flags}
@@ -180,12 +188,13 @@ def main(cfg):
     mended, rows = mending(cfg, {name: f"{cfg.out_dir}/{folder}" for name, folder in folders.items()}), {}
     claimed = [Variant("", "", "as in the claim, seed 0", "")] * len(CLAIMED)
     for name, variant in zip([*CLAIMED, *(f"dsl_{v.name}" for v in variants)], claimed + variants):
-        nll = {path: [at_entropy(c["nll"], c["entropy"], target), errors[of, path]] for (of, path), c in found.items() if of == name}
+        nll = {what: [at_entropy(c["nll"], c["entropy"], target), errors[of, what]] for (of, what), c in found.items() if of == name}
         rows[name] = {**variant._asdict(), **trained.get(folders.get(name), {}), **mended.get(name, {}), "nll": nll}
-    save_json(f"{cfg.results}.json", config=asdict(cfg), calls=CALLS, num_samples=2 * cfg.texts, variants=rows)
-    print(table(("variant", "bits per byte", *PATHS, "mended at 98%", "AUC"),
-                [(name, row.get("validation", {}).get("roar"), *(row["nll"].get(path) for path in PATHS), row.get("fixed_at_98"),
-                  row.get("auc")) for name, row in rows.items()]))
+    save_json(f"{cfg.results}.json", config=asdict(cfg), num_samples=2 * cfg.texts, variants=rows)
+    columns = [f"{path}/{T}" for path, T in itertools.product(cfg.paths, cfg.calls)]
+    print(table(("variant", "bits per byte", *columns, "mended at 98%", "AUC"),
+                [(name, row.get("validation", {}).get("roar"), *map(row["nll"].get, columns), row.get("fixed_at_98"), row.get("auc"))
+                 for name, row in rows.items()]))
 
 
 if __name__ == "__main__":

@@ -296,23 +296,22 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
                                              ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
-    monkeypatch.setattr(ablate, "PATHS", ("posterior", "remdm"))
-    monkeypatch.setattr(ablate, "SAME_RULE", ("remdm",))
     monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
     analyse = ablate.analyze.main
     monkeypatch.setattr(ablate.analyze, "main", lambda asked: analyse(replace(asked, num_windows=20)))
     with pytest.raises(Problem, match="run reproduce.py first"):
         ablate.main(ablate.parse_args(["--data", "toy"]))
     reproduce.main(cfg)
-    ablate.main(ablate.parse_args(["--data", "toy", "--texts", "4", "--workers", "1"]))
+    ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --calls 8 16 --paths posterior remdm".split()))
     found = json.loads((tmp_path / "results" / "ablations.json").read_text())
-    rows = found["variants"]
+    rows, every = found["variants"], {f"{path}/{T}" for path in ("posterior", "remdm") for T in (8, 16)}
     assert list(rows) == ["dsl", "mdlm_more", "mdlm", "dsl_endpoint1", "dsl_clean1"] and len(ran) == 14
-    assert train_args(ran[-1][2:]).endpoint == 1 and set(rows["dsl_endpoint1"]["nll"]) == {"posterior", "remdm"}
-    assert all(set(rows[name]["nll"]) == {"remdm"} and rows[name]["fixed_at_98"] for name in ("mdlm_more", "mdlm"))
-    assert "step" not in rows["dsl_clean1"] and set(rows["dsl_clean1"]["nll"]) == {"posterior", "remdm"}  # the claim's model
+    assert train_args(ran[-1][2:]).endpoint == 1 and set(rows["dsl_endpoint1"]["nll"]) == every
+    assert all(set(rows[name]["nll"]) == {"remdm/8", "remdm/16"} and rows[name]["fixed_at_98"] for name in ("mdlm_more", "mdlm"))
+    assert "step" not in rows["dsl_clean1"] and set(rows["dsl_clean1"]["nll"]) == every  # the claim's model
     shown = [sampler_args(shlex.split(json.loads(path.read_text().splitlines()[0])["settings"])[1:])
              for path in Path("out/reproduce/samples_ablation/dsl_clean1").glob("*/*.jsonl")]
+    assert {s.steps for s in shown} == {8, 16} and next(s for s in shown if s.path == "remdm").top_p == 0.9  # what the claim fixes
     assert {(s.clean_snr, s.ckpt) for s in shown} == {(1.0, "out/reproduce/dsl-0/ckpt.pt")}
     assert (tmp_path / "results" / "ablations_correction.png").exists()
     assert "dsl_endpoint1" in capsys.readouterr().out
