@@ -179,8 +179,8 @@ def calibration_figure(plt, results):
         for i, found in enumerate(results.values()):
             if kind in found:
                 entropy, wrong, _ = zip(*found[kind]["error_by_entropy"])
-                panels[-1].plot(entropy, wrong, line, color=f"C{i}", marker=".")
-        panels[-1].plot([], [], line, color="black", label=kind)
+                panels[-1].plot(entropy, wrong, linestyle=line, color=f"C{i}", marker=".")
+        panels[-1].plot([], [], linestyle=line, color="black", label=kind)
     for axes in panels[len(kinds) : -1]:
         axes.axis("off")
     panels[-1].set(xlabel="entropy of the prediction, nats", ylabel="error rate", ylim=(0, 1), title="entropy and error")
