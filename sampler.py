@@ -80,7 +80,7 @@ def load_for_sampling(cfg):
         raise Problem(f"{cfg.ckpt} predicts {model.config.vocab_size} tokens, its tokenizer {ckpt['tokenizer']} has {V}: train it again")
     cfg = replace(cfg, path=cfg.path or {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[objective], length=cfg.length or L)
     used = {cfg.path, cfg.then} if cfg.path == "hybrid" else {cfg.path}
-    if objective != "dsl" and (cfg.correct or cfg.clean_snr < float("inf") or used & set(NEEDS_DSL)):
+    if objective != "dsl" and (cfg.correct or cfg.clean_snr or used & set(NEEDS_DSL)):
         asked = "--correct" if cfg.correct else f"--path {cfg.path}" if used & set(NEEDS_DSL) else "--clean_snr"
         instead = "use --path remdm or recorded" if asked.startswith("--path") else "leave it out"
         raise Problem(f"{asked} needs a DSL model and {cfg.ckpt} was trained by {objective}: {instead}, or fine-tune it with train.py "

@@ -33,7 +33,7 @@ class Config:
     eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, the published value for remdm-*")
     gamma: float = arg(2.0, "posterior, soft, recorded forget in proportion to (1 - p)^gamma")
     soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")
-    clean_snr: float = arg(float("inf"), "SNR, in units of t_c, at which tokens it wrote are shown to the network; inf: by lookup")
+    clean_snr: float = arg(0.0, "SNR, in units of t_c, at which tokens it wrote are shown to the network; 0: by lookup")
     sde_top: float = arg(3.0, "SNR, in units of t_c, to which sde and hybrid climb")
     sde_step: str = arg("drawn", "what sde adds: evidence of a drawn token, or of the posterior mean", choices=("drawn", "mean"))
     sde_steps: int = arg(0, "steps that hybrid climbs; 0: a third of T")
@@ -68,8 +68,8 @@ class Config:
                 raise ValueError(f"--{name} cannot be negative")
         if 0 < self.temperature < 1e-3:
             raise ValueError("--temperature must be 0, for the likeliest token, or at least 0.001")
-        if min(self.sde_top, self.correct_snr, self.clean_snr) <= 0:
-            raise ValueError("--sde_top, --correct_snr and --clean_snr must be positive")
+        if min(self.sde_top, self.correct_snr) <= 0 or not 0 <= self.clean_snr < float("inf"):
+            raise ValueError("--sde_top and --correct_snr must be positive, --clean_snr 0 or positive and finite")
         if self.path == "hybrid" and self.sde_steps >= self.steps:
             raise ValueError(f"--sde_steps {self.sde_steps} leaves no step of --steps {self.steps} to the path after it")
         if sum(map(bool, (self.prompt, self.infill, self.correct))) > 1:

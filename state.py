@@ -102,7 +102,7 @@ class State:
         h, noisy = self.model.embed_ids(x), (self.snr[due] > 0) & self.snr[due].isfinite()
         if noisy.any():
             h[noisy] = self.model.embed_noisy(self.z[due][noisy]).to(h.dtype)
-        if self.cfg.clean_snr < float("inf"):
+        if self.cfg.clean_snr:
             written = self.revealed[due]
             h[written] = self.model.embed_noisy(self.cfg.clean_snr * self.t_c * self.E[x[written]]).to(h.dtype)
         return h

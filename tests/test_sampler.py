@@ -1,6 +1,7 @@
 """The state and its moves, how a token is drawn, and what the loop promises of every path (see toys.py for the odds of a false alarm)."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -79,8 +80,12 @@ def test_path_names_are_the_paths():
     assert tuple(PATHS) == PATH_NAMES
 
 
+def test_the_defaults_can_be_reported():
+    assert json.loads(json.dumps(asdict(parse_args([])), allow_nan=False))["clean_snr"] == 0  # JSON knows neither inf nor nan
+
+
 @pytest.mark.parametrize("path", PATH_NAMES)
-@pytest.mark.parametrize("clean_snr", [float("inf"), 1.0])
+@pytest.mark.parametrize("clean_snr", [0.0, 1.0])
 def test_only_what_is_needed_is_computed_and_nothing_else_changes(path, clean_snr):
     """The obvious loop (all texts, all positions, all draws, every step) gives the same texts draw for draw, at no fewer calls."""
     toy, cfg = Wide(ExactDenoiser(), 24), replace(EXACT, length=24, path=path, steps=7, top_p=0.9, eta=0.2, clean_snr=clean_snr)
