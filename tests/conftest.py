@@ -4,9 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from train_config import parse_args
+
+
+@pytest.fixture(autouse=True)
+def each_test_starts_with_denormal_numbers():
+    """train.main flushes them for the rest of its process, which here goes on with other tests."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
