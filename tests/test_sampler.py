@@ -97,7 +97,7 @@ def test_only_what_is_needed_is_computed_and_nothing_else_changes(path, clean_sn
 @pytest.mark.parametrize("kind", [State, PlainState])
 def test_clean_snr_shows_what_was_written_and_only_that_as_evidence(kind):
     """The last token of 6,000 texts is drawn where its neighbour, which was written, looks like evidence without noise at 0.4 t_c: the
-    draws follow p(x_2 | z_1), by chi-square at p > 1e-4 for each neighbour; so they do not if a prompt is shown so, or nothing is."""
+    draws follow p(x_2 | z_1) for each neighbour and not p(x_2 | x_1), which a prompt still gives; by chi-square at p > 1e-4 and < 1e-4."""
     toy, cfg = ExactDenoiser(V=3, L=2, seed=2), replace(EXACT, length=2, path="ar", steps=2, clean_snr=0.4)
     *_, state = sample(toy, range(6000), cfg, kind=kind)
     first = state.x[:, 0]
