@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from model import fills, in_chunks
+from model import in_chunks, pads
 
 # ---- the channel -------------------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ def token_ce(logits, x0):
 
 def feature_ce(model, h, x0):
     """As token_ce(model.head(h), x0), from features h (B, L, C), without holding the logits of all tokens at once."""
-    head = model.aligned_head() if fills(h) else model.head
+    head = model.padded_head() if pads(h) else model.head
     ce = in_chunks(lambda h, x: token_ce(head(h)[None], x[None])[0], len(model.E), h.flatten(0, 1), x0.flatten())
     return ce.view_as(x0)
 

@@ -39,12 +39,12 @@ class ModelConfig:
 WIDE = 2**26  # numbers of (tokens, V) that training holds at a time, 256 MiB of float32
 
 
-def fills(x):
-    """Whether the vocabulary's side of a matrix product is filled up to a multiple of 64, as tensor cores want it: on a GPU."""
+def pads(x):
+    """Whether the vocabulary's side of a matrix product is padded to a multiple of 64, as tensor cores want it: on a GPU."""
     return x.device.type == "cuda"
 
 
-def filled(x, value=0.0):
+def padded(x, value=0.0):
     """x (V, ...) with rows of `value` up to a multiple of 64."""
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % 64), value=value)
 
@@ -93,8 +93,8 @@ class PosteriorView(nn.Module):
     def posterior_mean(self, z):
         """The view itself: evidence z (N, D) -> (N, C). The softmax over the vocabulary is all that it costs."""
         keys, bias, value = F.pad(self.E, (0, 0, 0, 1)), self.bias, self.value  # (V+1, D), (V+1,), (V+1, C)
-        if fills(z):
-            keys, bias, value = filled(keys), filled(bias, -math.inf), filled(value)
+        if pads(z):
+            keys, bias, value = padded(keys), padded(bias, -math.inf), padded(value)
         with torch.autocast(z.device.type, enabled=False):  # scores reach hundreds: bfloat16 would be off by one
             weights = F.linear(self.beta * z.to(self.raw_E.dtype), keys, bias).softmax(-1)  # (N, V+1)
         return weights.to(value.dtype) @ value
@@ -180,13 +180,13 @@ class DSL(nn.Module):
         """Features (..., C) -> logits (..., V) of the token itself, or of the next one when config.causal."""
         return self.out(h)
 
-    def aligned_head(self):
-        """`head` as a function for many rows on a GPU: its logits are -inf from V up to a multiple of 64. The weight is filled, and cast
+    def padded_head(self):
+        """`head` as a function for many rows on a GPU: its logits are -inf from V up to a multiple of 64. The weight is padded, and cast
         for autocast, once for all of them."""
-        weight, kind = filled(self.out.weight), self.out.weight.device.type
+        weight, kind = padded(self.out.weight), self.out.weight.device.type
         if torch.is_autocast_enabled(kind):
             weight = weight.to(torch.get_autocast_dtype(kind))
-        return partial(F.linear, weight=weight, bias=filled(self.out.bias, -math.inf))
+        return partial(F.linear, weight=weight, bias=padded(self.out.bias, -math.inf))
 
     def forward(self, h):
         return self.head(self.hidden(h))

@@ -58,7 +58,7 @@ def test_pieces_give_the_plain_value_and_gradients(loss, pieces, monkeypatch):
 
 @pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss, ar_loss])
 @pytest.mark.parametrize("pieces", [7 * V, 2**62])
-def test_64_slots_are_50(loss, pieces, monkeypatch):
+def test_a_padded_vocabulary_changes_nothing(loss, pieces, monkeypatch):
     """What a GPU does, on this CPU, in head and view; the gradients of the slots of no weight would be nan if they had any."""
     plain, head, view = value_and_gradients(loss, pieces, monkeypatch), set(), set()
     token_ce, linear = losses.token_ce, torch.nn.functional.linear
@@ -74,17 +74,17 @@ def test_64_slots_are_50(loss, pieces, monkeypatch):
     monkeypatch.setattr(losses, "token_ce", watched_ce)
     monkeypatch.setattr(torch.nn.functional, "linear", watched_linear)
     for module in (network, losses):
-        monkeypatch.setattr(module, "fills", lambda x: True)
+        monkeypatch.setattr(module, "pads", lambda x: True)
     for a, b in zip(plain, value_and_gradients(loss, pieces, monkeypatch)):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert head == {64} and view == ({64} if loss is dsl_loss else set())
 
 
-def test_the_aligned_head_is_cast_once_for_autocast():
+def test_the_padded_head_is_cast_once_for_autocast():
     net = network_for(dsl_loss).float()
     with torch.autocast("cpu", torch.bfloat16):
-        assert net.aligned_head().keywords["weight"].dtype == torch.bfloat16
-    assert net.aligned_head().keywords["weight"].dtype == torch.float32
+        assert net.padded_head().keywords["weight"].dtype == torch.bfloat16
+    assert net.padded_head().keywords["weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("wide, size, times", [(5 * V + 3, 5, 2), (2**62, B * L, 1)])
