@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -170,7 +170,8 @@ def timed(steps, repeats, device):
 
 def sample(cfg, device):
     """Head, nucleus and draw of one step, with the choice of where to draw, and the backbone if `whole` -> {name: Step}. `ours` is `mdlm`'s
-    first step; the other paths stand halfway: `remdm-cap` makes up for what it forgets, `posterior` also reads the revealed half."""
+    first step; the other paths stand halfway: `remdm-cap` makes up for what it forgets, `posterior` also reads the revealed half.
+    Tokens are those of a finished text over its steps; MFU counts the backbone."""
     model = whole_network(cfg, device) if cfg.whole else Head(cfg, device)
     sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype])
     given, plain = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device), model.hidden
@@ -199,7 +200,9 @@ def sample(cfg, device):
             obvious_draw(model, text, cfg.top_p)
 
     steps = {"ours": ours, **{path: partial(halfway, path) for path in ("remdm-cap", "posterior")}, "obvious": obvious}
-    return {name: Step(torch.no_grad()(step)) for name, step in steps.items()}
+    tokens, ceiling = cfg.batch_size * cfg.length, matmul_ceiling(device, autocast(device, cfg.dtype)) if cfg.whole else 1.0
+    flops = tokens * flops_per_token(replace(model.config, vocab_size=0)) / 3 if cfg.whole else 0.0  # forward alone
+    return {name: Step(torch.no_grad()(step), tokens / cfg.steps, flops, ceiling) for name, step in steps.items()}
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------------
