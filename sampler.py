@@ -87,7 +87,8 @@ def load_for_sampling(cfg):
                       "--init_from")
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.steps != cfg.length):
         raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill")
-    model.hidden = compiled(model.hidden, cfg, model.E.device, dynamic=True)  # the number of texts that need it differs from step to step
+    calls = cfg.steps * -(-cfg.num_samples // cfg.batch_size)
+    model.hidden = compiled(model.hidden, cfg, model.E.device, calls, dynamic=True)  # each call has as many texts as have changed
     return model, ckpt, cfg
 
 

@@ -223,6 +223,13 @@ def test_paths_that_need_dsl_refuse_an_mdlm_checkpoint(tmp_path, flags):
     assert sampler.load_for_sampling(parse_args(["--ckpt", path, "--device", "cpu"]))[2].path == "remdm"
 
 
+def test_compiling_is_decided_by_the_calls_to_come(cfg, monkeypatch):
+    told = []
+    monkeypatch.setattr(sampler, "compiled", lambda f, cfg, device, calls, **options: told.append((calls, options)) or f)
+    sampler.load_for_sampling(replace(cfg, num_samples=5, batch_size=2, steps=7))
+    assert told == [(21, {"dynamic": True})]
+
+
 def test_an_autoregressive_checkpoint_refuses_other_paths(tmp_path):
     path = checkpoint(tmp_path / "ar.pt", "ar")
     for flags in ("--path mdlm --steps 16", "--steps 8", "--infill a[MASK] --steps 16"):
