@@ -2,11 +2,12 @@
 
     python ablate.py --data english                            # with the settings of results/claim.json
     python ablate.py --data english --only "endpoint.*"        # only variants of such a name
-    python ablate.py --data english --only scratch --calls 4 16 64 --paths remdm posterior
+    python ablate.py --data english --only ".*scratch.*" --seeds 0 1 2 --calls 4 16 64 --paths remdm posterior
     python ablate.py --data english --list                     # what is varied, and what was predicted before it ran
 
 Of every variant: the random-order bound; the judge's NLL at the data's entropy by four paths at T = 16; how many of 10% random errors it
-mends at 98% of clean tokens kept, shown the text as evidence (analyze.py correction). One seed: look at the spread of the claim's three.
+mends at 98% of clean tokens kept, shown the text as evidence (analyze.py correction). One seed, unless --seeds says more: look at the
+spread of the claim's three.
 """
 
 import itertools
@@ -36,6 +37,7 @@ class Config:
                            "--only results/ablations_only")
     calls: tuple[int, ...] = arg((16,), "T of the samples")
     paths: tuple[str, ...] = arg(("posterior", "remdm-cap", "hybrid", "sde"), "paths of the DSL models; of MDLMs those that they can take")
+    seeds: tuple[int, ...] = arg((0,), "training seeds of the variants; the claim's own models are asked with seed 0")
     tune: int = arg(0, "steps of the variants' fine-tuning, where they do not say themselves; 0: as the claim's")
     texts: int = arg(200, "texts of each path at each of two temperatures")
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
@@ -46,8 +48,8 @@ class Config:
             re.compile(self.only)
         except re.error as error:
             raise ValueError(f"--only is no regular expression: {error}") from None
-        if min(self.texts, *self.calls) < 2 or self.workers < 0 or self.tune < 0:
-            raise ValueError("--texts and --calls must be at least 2, --workers and --tune cannot be negative")
+        if min(self.texts, *self.calls) < 2 or min(self.workers, self.tune, *self.seeds) < 0:
+            raise ValueError("--texts and --calls must be at least 2, --workers, --tune and --seeds cannot be negative")
         if not set(self.paths) <= {curve.path for curve in CURVES if curve.model == "dsl"}:
             raise ValueError("--paths are those that reproduce.py has tuned for DSL")
         if not any(re.fullmatch(self.only or ".*", variant.name) for variant in VARIANTS):
@@ -57,7 +59,8 @@ class Config:
 class Variant(NamedTuple):
     """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
     sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter}, {half} and
-    {twice} stand for so many steps of the fine-tuning and {beyond} for twice its learning rate, {pretrain} and {lr} for the MDLM's."""
+    {twice} stand for so many steps of the fine-tuning and {beyond} for twice its learning rate, {pretrain} and {lr} for the MDLM's, of
+    which {slow} and {slower} are a half and a quarter."""
 
     name: str
     flags: str
@@ -65,10 +68,19 @@ class Variant(NamedTuple):
     predicted: str
     sampler: str = ""
 
-    def folder(self, cfg):
+    @property
+    def model(self):
+        """What its texts and its row go by."""
+        return self.name if "--objective mdlm" in self.flags else f"dsl_{self.name}"
+
+    def folder(self, cfg, seed=0):
         """Where its model is, below cfg.out_dir."""
         steps = f"_{cfg.tune}" if cfg.tune and "--max_steps" not in self.flags else ""
-        return f"dsl_{self.name}{steps}-0" if self.flags else "dsl-0"
+        return f"{self.model}{steps}-{seed}" if self.flags else f"dsl-{seed}"
+
+    def seeds(self, cfg):
+        """Which training seeds it is asked with."""
+        return cfg.seeds if self.flags else (0,)
 
 
 VARIANTS = (
@@ -96,6 +108,17 @@ VARIANTS = (
     Variant("lr_twice", "--lr {beyond}", "is the edge of the grid of learning rates the best?", "no better: 4e-3 and 8e-3 were close"),
     Variant("scratch", "--init_from scratch --max_steps {pretrain} --lr {lr}", "from scratch, at the tokens and learning rate of the MDLM?",
             "far better than that MDLM, and better than MDLM and then DSL, as the pilot saw on pydocs"),
+    Variant("scratch_slow", "--init_from scratch --max_steps {pretrain} --lr {slow}", "from scratch at half that rate?",
+            "a little worse: fine-tuning liked a higher one"),
+    Variant("scratch_masks", "--endpoint 1 --init_from scratch --max_steps {pretrain} --lr {lr}",
+            "is it the unweighted loss that makes it better from scratch, or the evidence?", "between the two: bound 2.9; mends 5%"),
+    Variant("scratch_masks_slow", "--endpoint 1 --init_from scratch --max_steps {pretrain} --lr {slow}", "that at half the rate?", "alike"),
+    Variant("mdlm_scratch", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {lr}", "the MDLM itself, with other seeds?",
+            "bounds .1 apart: when it leaves the unigram plateau is a matter of luck"),
+    Variant("mdlm_scratch_slow", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slow}",
+            "the MDLM at half its learning rate?", "within .1: leaves the plateau no sooner"),
+    Variant("mdlm_scratch_slower", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower}", "at a quarter?",
+            "a little worse than at half"),
     Variant("clean2", "", "written tokens shown as evidence at 2 t_c?", "as by lookup", "--clean_snr 2"),
     Variant("clean1", "", "at 1 t_c?", "posterior .05 better: it mends more at .7 t_c than by lookup", "--clean_snr 1"),
     Variant("clean0.7", "", "at 0.7 t_c, where the most errors are mended?", "worse: too little is left to build on", "--clean_snr 0.7"),
@@ -109,47 +132,55 @@ def parse_args(argv=None):
 
 CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
+import numpy as np
+
 import analyze
-from claim import at_entropy, bootstrap, spread
+from claim import at_entropy, bootstrap, by_seed, spread
 from report import save_json, table
 from reproduce import arrays, prepare, sample_all, train_all
 
 FACTORS = (0.9, 1.1)  # temperatures around the claim's
+SCORES = ("roar", "fixed_at_98", "auc")  # bound in bits per byte, errors mended and AUC of their detection
 CLAIMED = {"dsl": "dsl-0", "mdlm_more": "mdlm_more-0", "mdlm": "mdlm"}  # the claim's own models, and their folders
 
 
-def plan_of(cfg, variant, published):
-    """Flags of train.py: those of the claim's DSL model with seed 0, then the variant's, of which the last one counts."""
+def plan_of(cfg, variant, published, seed=0):
+    """Flags of train.py: those of the claim's DSL model, then the variant's, of which the last one counts."""
     plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
+    lr = train_args(plan["mdlm"]).lr
     flags = variant.flags.format(quarter=scale.tune // 4, half=scale.tune // 2, twice=2 * scale.tune, pretrain=scale.pretrain,
-                                 lr=train_args(plan["mdlm"]).lr, beyond=2 * train_args(plan["dsl-0"]).lr)
+                                 lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * train_args(plan["dsl-0"]).lr)
     steps = ["--max_steps", str(cfg.tune)] if cfg.tune else []
-    return [*plan["dsl-0"], *steps, *shlex.split(flags), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg)}"]
+    return [*plan["dsl-0"], *steps, *shlex.split(flags), "--seed", str(seed), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg, seed)}"]
 
 
-def cells(cfg, name, paths, published, more=()):
-    """{(name, "path/T"): the sampler's command lines at two temperatures, with the claim's settings for that model, or else for DSL}."""
+def cells(cfg, name, paths, published, settings_of, own):
+    """{(name, "path/T"): the sampler's command lines for each seed at two temperatures, with the claim's settings of a model, or of DSL}.
+    `own` is {seed: flags of its own}."""
     plan, fixed = {}, {curve.name: curve.fixed for curve in CURVES}
     for path, T in itertools.product(paths, cfg.calls):
-        tried = published["tuning"].get(f"{name}/{path}") or published["tuning"][f"dsl/{path}"]
+        tried = published["tuning"].get(f"{settings_of}/{path}") or published["tuning"][f"dsl/{path}"]
         (setting, temperature), curve = settings_at(tried, T), Curve(name, path, [], fixed[f"dsl/{path}"])
-        plan[name, f"{path}/{T}"] = [[*sampling(cfg, curve, 0, T, temperature * factor, setting, cfg.texts, "_ablation"), *more]
-                                     for factor in FACTORS]
+        plan[name, f"{path}/{T}"] = [[*sampling(cfg, curve, seed, T, temperature * factor, setting, cfg.texts, "_ablation"), *flags]
+                                     for seed, flags in own.items() for factor in FACTORS]
     return plan
 
 
 def all_cells(cfg, variants, published):
-    plan, of_mdlm = cells(cfg, "dsl", cfg.paths, published), [path for path in cfg.paths if path not in NEEDS_DSL]
-    plan |= cells(cfg, "mdlm_more", of_mdlm, published) | cells(cfg, "mdlm", of_mdlm, published)
+    plan, of_mdlm = {}, [path for path in cfg.paths if path not in NEEDS_DSL]
+    for model in CLAIMED:
+        plan |= cells(cfg, model, cfg.paths if model == "dsl" else of_mdlm, published, model, {0: []})
     for v in variants:
         paths = cfg.paths if v.flags else [path for path in cfg.paths if path != "sde"]  # which writes nothing before its end
-        plan |= cells(cfg, f"dsl_{v.name}", paths, published, ["--ckpt", f"{cfg.out_dir}/{v.folder(cfg)}/ckpt.pt", *shlex.split(v.sampler)])
+        like, paths = ("dsl", paths) if v.model.startswith("dsl") else ("mdlm", of_mdlm)
+        own = {seed: ["--ckpt", f"{cfg.out_dir}/{v.folder(cfg, seed)}/ckpt.pt", *shlex.split(v.sampler)] for seed in v.seeds(cfg)}
+        plan |= cells(cfg, v.model, paths, published, like, own)
     return plan
 
 
 def mending(cfg, folders):
-    """{name: errors mended in one call} of the models in `folders` {name: folder}, as analyze.py correction has it."""
-    ckpts = {name: f"{folder}/ckpt.pt" for name, folder in folders.items()}
+    """{folder: errors mended in one call} of the models in `folders`, as analyze.py correction has it."""
+    ckpts = {folder: f"{cfg.out_dir}/{folder}/ckpt.pt" for folder in folders}
     brief = ["--sweep", "2", "--refine", "1"]  # what they cost is not asked for
     analyze.main(analyze.parse_args(["correction", "--ckpt", *ckpts.values(), "--data_dir", cfg.data_dir, *brief,
                                      "--out", f"{cfg.results}_correction"]))
@@ -157,6 +188,12 @@ def mending(cfg, folders):
         found = {row["ckpt"]: row["result"]["random"] for row in json.load(f)["models"].values()}
     ways = {name: found[ckpt].get("evidence") or found[ckpt]["lookup"] for name, ckpt in ckpts.items()}  # MDLM cannot read evidence
     return {name: {"fixed_at_98": way["at_98"]["fixed"], "auc": way["auc"]} for name, way in ways.items()}
+
+
+def over_seeds(values):
+    """[mean, error] of values with an error each, one for each training seed: theirs if there is one, else by the seeds' spread."""
+    means = [value for value, _ in values]
+    return list(values[0]) if len(values) == 1 else [float(np.mean(means)), float(np.std(means, ddof=1) / len(means) ** 0.5)]
 
 
 def published_settings(cfg):
@@ -178,23 +215,28 @@ def main(cfg):
     print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(cfg.paths)} paths at T = {cfg.calls}",
           flush=True)
     claims = trainings(cfg, published["learning_rates"])
-    folders = CLAIMED | {f"dsl_{v.name}": v.folder(cfg) for v in variants if v.flags}
+    folders = {name: [folder] for name, folder in CLAIMED.items()} | {
+        v.model: [v.folder(cfg, seed) for seed in v.seeds(cfg)] for v in variants if v.flags}
     plan = {name: claims[name] for name in ("judge", *CLAIMED.values())}  # they are there if reproduce.py has run here
-    trained = train_all(cfg, plan | {v.folder(cfg): plan_of(cfg, v, published) for v in variants if v.flags})
+    trained = train_all(cfg, plan | {v.folder(cfg, seed): plan_of(cfg, v, published, seed)
+                                     for v in variants if v.flags for seed in v.seeds(cfg)})
     (judge, *_, (target, _)), plan = prepare(cfg), all_cells(cfg, variants, published)
     sample_all(cfg, list(plan.values()), "sampling")
-    found = arrays(cfg, plan, judge, seeds=1)
+    found = arrays(cfg, plan, judge)
     errors = {key: spread(draws) for key, draws in bootstrap(found, target).items()}
-    mended, rows = mending(cfg, {name: f"{cfg.out_dir}/{folder}" for name, folder in folders.items()}), {}
+    mended, rows = mending(cfg, sum(folders.values(), [])), {}
     claimed = [Variant("", "", "as in the claim, seed 0", "")] * len(CLAIMED)
-    for name, variant in zip([*CLAIMED, *(f"dsl_{v.name}" for v in variants)], claimed + variants):
+    for name, variant in zip([*CLAIMED, *(v.model for v in variants)], claimed + variants):
         nll = {what: [at_entropy(c["nll"], c["entropy"], target), errors[of, what]] for (of, what), c in found.items() if of == name}
-        rows[name] = {**variant._asdict(), **trained.get(folders.get(name), {}), **mended.get(name, {}), "nll": nll}
+        each = {folder: {**trained[folder], **mended[folder], "roar": trained[folder]["validation"]["roar"]}
+                for folder in folders.get(name, [])}
+        scores = {what: over_seeds([row[what] for row in each.values()]) for what in SCORES} if each else {}
+        rows[name] = {**variant._asdict(), **scores, "nll": nll, "trained": each,
+                      "nll_by_seed": {what: by_seed(c, target) for (of, what), c in found.items() if of == name}}
     save_json(f"{cfg.results}.json", config=asdict(cfg), num_samples=2 * cfg.texts, variants=rows)
     columns = [f"{path}/{T}" for path, T in itertools.product(cfg.paths, cfg.calls)]
-    print(table(("variant", "bits per byte", *columns, "mended at 98%", "AUC"),
-                [(name, row.get("validation", {}).get("roar"), *map(row["nll"].get, columns), row.get("fixed_at_98"), row.get("auc"))
-                 for name, row in rows.items()]))
+    print(table(("variant", *columns, "bits per byte", "mended at 98%", "AUC"),
+                [(name, *map(row["nll"].get, columns), *map(row.get, SCORES)) for name, row in rows.items()]))
 
 
 if __name__ == "__main__":

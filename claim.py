@@ -27,6 +27,11 @@ def at_entropy(nll, entropy, target):
     return nll.mean() + gap * (nll[:, 1].mean() - nll[:, 0].mean()) / step
 
 
+def by_seed(c, target):
+    """`at_entropy` of each training seed's texts alone -> list of S."""
+    return [at_entropy(c["nll"][s : s + 1], c["entropy"][s : s + 1], target) for s in range(len(c["nll"]))]
+
+
 def resampled(shape, key, replicate):
     """Indices that draw training seeds, and texts within each, with replacement: the same texts of both temperatures, which were drawn with
     the same random numbers. Cells of one model share the draw of the seeds."""
@@ -105,9 +110,8 @@ def ratio_report(point, boot, nfe, ours, names, at, steps):
 def describe(c, target, references, of_references):
     """The numbers of one cell -> dict. [value, error]: of mauve over k-means seeds, of js_4 by jackknife; both of all its texts as they
     are, at a mean entropy that is near the target and stands beside them."""
-    own = [at_entropy(c["nll"][s : s + 1], c["entropy"][s : s + 1], target) for s in range(len(c["nll"]))]
     areas = mauve(c["features"], of_references, range(3))
-    return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": own,
+    return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": by_seed(c, target),
             "raw_nll": [float(c["nll"].mean()), float(c["nll"].std() / c["nll"].size ** 0.5)],
             "entropy": [float(c["entropy"].mean()), float(c["entropy"].std() / c["entropy"].size ** 0.5)],
             "mauve": [areas.mean().item(), areas.std().item()], "js_4": list(ngram_js(c["texts"], references, 4))}
@@ -125,13 +129,13 @@ def duel(table, cells, pair, references, of_references):
     MAUVE, each with the half-width of its 95% interval over training seeds; and whether each seed of ours beats all of the other's."""
     a, b = (table[key] for key in pair)
 
-    def by_seed(key):
+    def each(key):
         c, n = cells[key], cells[key]["nll"][0].size  # texts of a seed
         parts = [slice(i, i + n) for i in range(0, c["nll"].size, n)]
         return {"mauve": [mauve(c["features"][part], of_references[:n], range(1)).mean().item() for part in parts],
                 "js_4": [ngram_js(c["texts"][part], references[:n], 4)[0] for part in parts]}
 
-    mine, theirs = map(by_seed, pair)
+    mine, theirs = map(each, pair)
     return {"ours": f"{pair[0][0]}/{pair[0][1]}", "other": f"{pair[1][0]}/{pair[1][1]}", "nfe": [a["nfe"], b["nfe"]],
             "nll": difference(a["nll_by_seed"], b["nll_by_seed"]), "entropy": [a["entropy"][0], b["entropy"][0]],
             "every_seed": bool(np.max(a["nll_by_seed"]) < np.min(b["nll_by_seed"])),

@@ -160,7 +160,7 @@ def tune_all(cfg, rates, judge, target):
     def look(curve, T, setting):
         argvs = plan[curve.model, curve.path, T, str(setting)]
         cold, hot = (sampler_args(argv).temperature for argv in argvs)
-        c = arrays(cfg, {"": argvs}, judge, 1)[""]
+        c = arrays(cfg, {"": argvs}, judge)[""]
         low, high = c["entropy"].mean(2)[0].tolist()
         share = (target - low) / (high - low) if high - low > 0.01 else 0.5
         return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot], "entropy": [low, high],
@@ -191,13 +191,13 @@ def tune_all(cfg, rates, judge, target):
 # ---- stages 3 and 4 ----------------------------------------------------------------------------------------------------------
 
 
-def arrays(cfg, plan, judge, seeds):
-    """The measurements of every cell, per text, as (training seeds, 2, n)."""
+def arrays(cfg, plan, judge):
+    """The measurements of every cell, per text, as (training seeds, 2, n): its command lines come in that order."""
     found = {}
     for key, argvs in tqdm(plan.items(), "reading", leave=False):
         found[key] = measure(cfg, argvs, judge)
         for what in ("nll", "entropy", "nfe"):
-            found[key][what] = found[key][what].reshape(seeds, 2, -1)
+            found[key][what] = found[key][what].reshape(len(argvs) // 2, 2, -1)
     return found
 
 
@@ -223,12 +223,12 @@ def claim(cfg, rates):
         save_json(path, judge=judge.key, learning_rates=rates, paths=tuning)
     plan, ours = cells(cfg, tuning, judge.context), best_path(tuning, "dsl")
     sample_all(cfg, tasks_of(plan), "sampling")
-    found = arrays(cfg, plan, judge, len(SEEDS))
+    found = arrays(cfg, plan, judge)
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     pairs, larger = opponents(point, ours, scale.steps, judge.context), cells(cfg, tuning, judge.context, texts=scale.duel_texts)
     more = {key: larger[key] for pair in pairs for key in pair}  # MAUVE wants 1,000 texts
     sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
-    found |= arrays(cfg, more, judge, len(SEEDS))
+    found |= arrays(cfg, more, judge)
     numbers = compare_all(found, pairs, scale.steps, judge.context, target[0], real, features)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
@@ -253,7 +253,7 @@ def again(cfg):
     judge, *_ = prepare(cfg)
     plan = {key: argvs for key, argvs in cells(cfg, stored["tuning"], judge.context, "_again").items() if key == (name, int(T))}
     sample_all(cfg, tasks_of(plan), f"sampling {cfg.cell}")
-    (c,) = arrays(cfg, plan, judge, len(SEEDS)).values()
+    (c,) = arrays(cfg, plan, judge).values()
     value = at_entropy(c["nll"], c["entropy"], stored["data"]["entropy"][0])
     published = cell(stored["cells"][cfg.cell]["nll"])
     print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}; {c['nfe'].mean():.1f} calls")

@@ -285,16 +285,20 @@ def test_fine_tuning_waits_for_its_start(toy):
 def test_every_variant_is_a_training_or_another_sampling():
     cfg, rates = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "dsl": "8e-3"}}
     asked = {v.name: train_args(ablate.plan_of(cfg, v, rates)) for v in ablate.VARIANTS if v.flags}
-    own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000, "scratch": 9600}
+    own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
     assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
     assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
-    assert asked["lr_twice"].lr == 0.016 and asked["scratch"].lr == 4e-3 and asked["beta_fixed"].lr == 8e-3
+    assert asked["lr_twice"].lr == 0.016 and asked["beta_fixed"].lr == 8e-3 and asked["scratch_masks"].endpoint == 1
+    rates = {"slow": 2e-3, "slower": 1e-3}
+    assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
+    assert {a.objective for name, a in asked.items() if name.startswith("mdlm")} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
 
 
 def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
+                                             ablate.Variant("mdlm_slow", "--objective mdlm --lr {slow}", "and?", "worse"),
                                              ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
     monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
     analyse = ablate.analyze.main
@@ -302,13 +306,19 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     with pytest.raises(Problem, match="run reproduce.py first"):
         ablate.main(ablate.parse_args(["--data", "toy"]))
     reproduce.main(cfg)
-    ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --calls 8 16 --paths posterior remdm".split()))
+    ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --seeds 0 2 --calls 8 16 --paths posterior remdm".split()))
     found = json.loads((tmp_path / "results" / "ablations.json").read_text())
     rows, every = found["variants"], {f"{path}/{T}" for path in ("posterior", "remdm") for T in (8, 16)}
-    assert list(rows) == ["dsl", "mdlm_more", "mdlm", "dsl_endpoint1", "dsl_clean1"] and len(ran) == 14
-    assert train_args(ran[-1][2:]).endpoint == 1 and set(rows["dsl_endpoint1"]["nll"]) == every
-    assert all(set(rows[name]["nll"]) == {"remdm/8", "remdm/16"} and rows[name]["fixed_at_98"] for name in ("mdlm_more", "mdlm"))
-    assert "step" not in rows["dsl_clean1"] and set(rows["dsl_clean1"]["nll"]) == every  # the claim's model
+    assert list(rows) == ["dsl", "mdlm_more", "mdlm", "dsl_endpoint1", "mdlm_slow", "dsl_clean1"] and len(ran) == 17
+    asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran[-4:])}
+    assert {name: a.seed for name, a in asked.items()} == {f"{m}-{seed}": seed for m in ("dsl_endpoint1", "mdlm_slow") for seed in (0, 2)}
+    assert asked["dsl_endpoint1-2"].endpoint == 1 and asked["mdlm_slow-2"].lr == 2e-3 and set(rows["dsl_endpoint1"]["nll"]) == every
+    assert all(set(rows[of]["nll"]) == {"remdm/8", "remdm/16"} and rows[of]["fixed_at_98"] for of in ("mdlm_more", "mdlm", "mdlm_slow"))
+    assert not rows["dsl_clean1"]["trained"] and set(rows["dsl_clean1"]["nll"]) == every  # the claim's model
+    two = rows["mdlm_slow"]
+    each = [two["trained"][f"mdlm_slow-{seed}"]["roar"][0] for seed in (0, 2)]
+    assert two["roar"] == pytest.approx([sum(each) / 2, abs(each[0] - each[1]) / 2])  # mean of two and its standard error
+    assert {len(values) for values in two["nll_by_seed"].values()} == {2} and len(rows["mdlm"]["nll_by_seed"]["remdm/8"]) == 1
     shown = [sampler_args(shlex.split(json.loads(path.read_text().splitlines()[0])["settings"])[1:])
              for path in Path("out/reproduce/samples_ablation/dsl_clean1").glob("*/*.jsonl")]
     assert {s.steps for s in shown} == {8, 16} and next(s for s in shown if s.path == "remdm").top_p == 0.9  # what the claim fixes
