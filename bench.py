@@ -3,8 +3,7 @@
     python bench.py sample                       # a sampling step outside the backbone: head, nucleus, draw
     python bench.py sample --whole               # with the backbone
     python bench.py train --preset demo          # forward and backward of the losses, and their memory
-    python bench.py train --batch_size 2 --out results/bench_train.json
-    python bench.py train --vs compile dtype=float32   # the same, and the same with other flags, taking turns
+    python bench.py train --vs compile attention=math   # the same, and the same with other flags, taking turns
     python bench.py head                         # the cross-entropy of features alone, also by torch's own linear_cross_entropy
     python bench.py prepare                      # tokenisation
     make bench                                   # all of them, as in README.md
@@ -34,6 +33,9 @@ from config import arg, parse, run
 PRESETS = {"owt": {}, "demo": dict(vocab_size=257, length=128, n_layer=4, n_head=4, d_model=128, d_embed=32, batch_size=16)}
 
 
+ATTENTION = ("flash_attention", "efficient_attention", "cudnn_attention", "math")  # of torch.nn.attention.SDPBackend
+
+
 @dataclass(frozen=True)
 class Config:
     """What to measure, and at which shape."""
@@ -54,6 +56,9 @@ class Config:
     whole: bool = arg(False, "sample: with the whole network, not its head alone")
     repeats: int = arg(7, "timed repeats after one warm-up; the median counts, the quartiles are its spread")
     compile: bool = arg(False, "train: torch.compile the losses; sample --whole: the network, but not that of the obvious way")
+    static: bool = arg(False, "sample --whole: as sampler.py --static")
+    attention: str = arg("auto", "torch's scaled_dot_product_attention, of its choice or this one; not with --compile",
+                         choices=("auto", *ATTENTION))
     way: str = arg("ours", "memory: of which cross-entropy", choices=("ours", "obvious", "torch"))
     tokenizer: str = arg("gpt2", "prepare: gpt2, bytes")
     workers: int = arg(0, "prepare: processes that tokenise; 0: one for each core")
@@ -66,6 +71,8 @@ class Config:
             raise ValueError("sizes and counts must be at least 1")
         if self.compile and self.what == "sample" and not self.whole:
             raise ValueError("--compile is of the network: sample --whole, or train")
+        if self.compile and self.attention != "auto":
+            raise ValueError("--attention is settled when a graph is compiled, once for all variants: leave out --compile")
         if not 0 <= self.endpoint <= 1 or self.d_model % (2 * self.n_head):
             raise ValueError("--endpoint must be between 0 and 1, --d_model an even multiple of --n_head")
 
@@ -74,16 +81,12 @@ def parse_args(argv=None):
     return parse(Config, argv, PRESETS, __doc__)
 
 
-def variants(cfg, argv):
-    """{what makes it different: its Config}: the one asked for, and those of --vs."""
-    return {"": cfg, **{flag: parse_args([*argv, *shlex.split(f"--{flag}")]) for flag in cfg.vs}}
-
-
 CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import model as network
 import prepare_owt
@@ -92,7 +95,7 @@ from dsl_loss import SNRMix, critical_snr, draw_corruption, dsl_loss, feature_ce
 from model import DSL, ModelConfig, autocast
 from paths import PATHS
 from report import save_json, table
-from runtime import flops_per_token, join_ranks, matmul_ceiling, memory_in_use
+from runtime import SHAPES, flops_per_token, join_ranks, matmul_ceiling, memory_in_use
 from sampler_config import parse_args as sampling_args
 from state import State
 
@@ -143,6 +146,11 @@ def obvious_draw(model, h, top_p):
     return (nucleus.double().log() + gumbel).argmax(-1)
 
 
+def attending(run, name):
+    """`run` with the attention of that name."""
+    return run if name == "auto" else sdpa_kernel(getattr(SDPBackend, name.upper()))(run)
+
+
 def timed(steps, repeats, device):
     """Seconds of each Step of a dict: median and quartiles over `repeats`, after one warm-up, the device being waited for; tokens a second
     and MFU where they are counted. The steps take turns, so that a machine that slows down for a while slows all of them down."""
@@ -157,9 +165,8 @@ def timed(steps, repeats, device):
                 torch.cuda.synchronize(device)
                 peak[name] = {"peak_gib": memory_in_use(device)}  # of one step and the weights; a CPU's peak is its process's, see `peaks`
             seconds[name].append(time.perf_counter() - start)
-    ranked = {name: sorted(all_but_warm_up[1:]) for name, all_but_warm_up in seconds.items()}
     found = {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]], **peak.get(name, {})}
-             for name, s in ranked.items()}
+             for name, s in ((name, sorted(all_but_warm_up[1:])) for name, all_but_warm_up in seconds.items())}
     for name, step in steps.items():
         if step.tokens:
             found[name]["tokens_per_s"] = step.tokens / found[name]["median_s"]
@@ -173,24 +180,19 @@ def sample(cfg, device):
     first step; the other paths stand halfway: `remdm-cap` makes up for what it forgets, `posterior` also reads the revealed half.
     Tokens are those of a finished text over its steps; MFU counts the backbone."""
     model = whole_network(cfg, device) if cfg.whole else Head(cfg, device)
-    sampling = sampling_args(["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype])
+    flags = ["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype, *["--static"] * cfg.static]
+    sampling = sampling_args(flags)
     given, plain = torch.full((cfg.batch_size, cfg.length), model.mask_id, device=device), model.hidden
     if cfg.compile and cfg.whole:
-        model.hidden = torch.compile(plain, dynamic=True)  # as sampler.py
+        model.hidden = torch.compile(plain, **SHAPES[cfg.static])  # as sampler.py
 
-    def ours(i):
+    def ours(path, j, i):  # step j, of texts of which so much is revealed
         state = State(model, range(cfg.batch_size), sampling, given)
         state.step = i
-        up = state.uniform("jump") < 1 / cfg.steps
-        state.observe(up, torch.full_like(state.snr, torch.inf))
-
-    def halfway(path, i):
-        state = State(model, range(cfg.batch_size), sampling, given)
-        state.step = i
-        half = state.uniform("half") < 0.5
-        state.x[half] = 0
-        state.move(half, torch.full_like(state.snr, torch.inf))
-        target = PATHS[path](state, cfg.steps // 2, cfg.steps)
+        done = state.uniform("done") < j / cfg.steps
+        state.x[done] = 0
+        state.move(done, torch.full_like(state.snr, torch.inf))
+        target = PATHS[path](state, j, cfg.steps)
         state.observe(target > state.snr, target)
 
     def obvious(i):
@@ -199,7 +201,8 @@ def sample(cfg, device):
         for text in h:  # one at a time, or 64 of them would not fit a GPU
             obvious_draw(model, text, cfg.top_p)
 
-    steps = {"ours": ours, **{path: partial(halfway, path) for path in ("remdm-cap", "posterior")}, "obvious": obvious}
+    halfway = {path: partial(ours, path, cfg.steps // 2) for path in ("remdm-cap", "posterior")}
+    steps = {"ours": partial(ours, "mdlm", 0), **halfway, "obvious": obvious}
     tokens, ceiling = cfg.batch_size * cfg.length, matmul_ceiling(device, autocast(device, cfg.dtype)) if cfg.whole else 1.0
     flops = tokens * flops_per_token(replace(model.config, vocab_size=0)) / 3 if cfg.whole else 0.0  # forward alone
     return {name: Step(torch.no_grad()(step), tokens / cfg.steps, flops, ceiling) for name, step in steps.items()}
@@ -221,9 +224,7 @@ def plainly(loss):
 
 def train(cfg, device):
     """Forward and backward of a batch, without the optimiser: the MDLM and the DSL loss, and DSL the obvious way -> {name: Step}."""
-    torch.manual_seed(0)
-    net = DSL(ModelConfig(cfg.vocab_size, cfg.length, cfg.n_layer, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device)
-    t_c, mix = critical_snr(cfg.vocab_size), SNRMix(cfg.endpoint)
+    net, t_c, mix = whole_network(cfg, device), critical_snr(cfg.vocab_size), SNRMix(cfg.endpoint)
     n_end = round(cfg.batch_size * cfg.endpoint)
     losses = {"mdlm": mdlm_loss, "dsl": dsl_loss, "dsl, obvious": plainly(dsl_loss)}
     if cfg.compile:
@@ -245,9 +246,8 @@ def train(cfg, device):
         return once
 
     ceiling, tokens = matmul_ceiling(device, autocast(device, cfg.dtype)), cfg.batch_size * cfg.length
-    share = {"mdlm": 1.0}
-    return {name: Step(step(name, loss), tokens, tokens * flops_per_token(net.config, share.get(name, n_end / cfg.batch_size)), ceiling)
-            for name, loss in losses.items()}
+    flops = {name: tokens * flops_per_token(net.config, 1.0 if name == "mdlm" else n_end / cfg.batch_size) for name in losses}
+    return {name: Step(step(name, loss), tokens, flops[name], ceiling) for name, loss in losses.items()}
 
 
 def torch_ce(net, h, x0):
@@ -328,7 +328,8 @@ def main(cfg, argv):
     shape = "" if cfg.what == "prepare" else f"{cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, "
     print(f"{cfg.what}: {shape}on {device}, {torch.get_num_threads()} threads", flush=True)
     held = peaks(cfg) if cfg.what in ("train", "head") else {}  # first: a child process starts from its parent's peak
-    steps = {f"{name}, {flag}" if flag else name: step for flag, variant in variants(cfg, argv).items()
+    variants = {"": cfg, **{f", {flag}": parse_args([*argv, *shlex.split(f"--{flag}")]) for flag in cfg.vs}}
+    steps = {name + flag: step._replace(run=attending(step.run, variant.attention)) for flag, variant in variants.items()
              for name, step in {"sample": sample, "train": train, "head": head, "prepare": prepare}[cfg.what](variant, device).items()}
     times = timed(steps, cfg.repeats, device)
     base, ratio_of = ("mdlm", "this / mdlm") if cfg.what == "train" else ("obvious", "obvious / this")
@@ -341,8 +342,7 @@ def main(cfg, argv):
         print("cross-entropy of 8 x L tokens, peak GiB: " + ", ".join(f"{name} {gib:.2f}" for name, gib in held.items()))
     if cfg.out:
         processor = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.machine())
-        about = {"processor": processor, "device_used": str(device), "threads": torch.get_num_threads(),
-                 "torch": torch.__version__}
+        about = {"processor": processor, "device_used": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
         save_json(cfg.out, **about, **asdict(cfg), times=times, ratio=ratio, loss_memory_gib=held)
 
 

@@ -134,6 +134,10 @@ def matmul_ceiling(device, precision):
     return 2 * size**3 / best
 
 
+# How the sampler's network is compiled, by --static: each call has as many texts as have changed, or all of them.
+SHAPES = {False: {"dynamic": True}, True: {"mode": "reduce-overhead"}}
+
+
 def compiled(f, cfg, device, steps=0, **options):
     """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: on a GPU;
     on a CPU with g++ after some 1,000 of the demo's steps [measured], if in float32; in bfloat16 the pilot saw no gain in 8 minutes."""

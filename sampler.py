@@ -35,7 +35,7 @@ from dsl_loss import critical_snr
 from model import load_checkpoint
 from paths import PATHS
 from report import save_json
-from runtime import compiled, local_device
+from runtime import SHAPES, compiled, local_device
 from show import Screen, Trace, diff
 from state import State
 
@@ -88,7 +88,7 @@ def load_for_sampling(cfg):
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.steps != cfg.length):
         raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill")
     calls = cfg.steps * -(-cfg.num_samples // cfg.batch_size)
-    model.hidden = compiled(model.hidden, cfg, model.E.device, calls, dynamic=True)  # each call has as many texts as have changed
+    model.hidden = compiled(model.hidden, cfg, model.E.device, calls, **SHAPES[cfg.static])
     return model, ckpt, cfg
 
 
@@ -152,7 +152,7 @@ class Writer:
         self.path, self.done = cfg.out, set()
         if not self.path:
             return
-        ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir", "compile")
+        ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir", "compile", "static")
         always = ("ckpt", "path", "steps")
         said = [f"--{name}={value}" for name, value in asdict(cfg).items()  # so that flags yet to come leave today's files alone
                 if name not in ignored and (name in always or value != getattr(Config, name))]

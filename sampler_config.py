@@ -53,6 +53,8 @@ class Config:
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
     dtype: str = arg("float32", "precision of the network's matrix products; auto: bfloat16 where that is fast. The head and all "
                                 "probabilities stay in float32 or wider", choices=("auto", "float32", "bfloat16"))
+    static: bool = arg(False, "send all texts of a batch through the network each time, changed or not: one shape, as CUDA graphs want it; "
+                              "changes no text")
     compile: str = arg("auto", "torch.compile the network; auto: on CUDA, and from 2,000 calls on a CPU", choices=("auto", "on", "off"))
 
     def __post_init__(self):

@@ -84,11 +84,12 @@ class State:
         such a position and has changed since its last call."""
         due = self.stale & where.any(1)
         if due.any():
+            sent = torch.ones_like(due) if self.cfg.static else due
             with autocast(self.x.device, self.cfg.dtype):
-                fresh = self.model.hidden(self.embed(due)).to(self.E.dtype)
+                fresh = self.model.hidden(self.embed(sent)).to(self.E.dtype)
             if self.features is None:
                 self.features = fresh.new_zeros(len(self.x), *fresh.shape[1:])
-            self.features[due] = fresh
+            self.features[sent] = fresh
             self.nfe += due
             self.stale &= ~due
         return self.features[where]

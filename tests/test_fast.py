@@ -155,15 +155,29 @@ def test_sampling_compiles_once_however_many_texts_have_changed(tmp_path, graphs
     assert len(set(sent)) > 4 and len(graphs) <= 2
 
 
-@pytest.mark.parametrize("what", ["sample", "train", "head", "prepare"])
-def test_bench_prints_a_table_and_writes_its_json(what, tmp_path, capsys):
+@pytest.mark.parametrize("path", ["mdlm", "posterior", "hybrid"])
+def test_static_shapes_change_no_text(tmp_path, path):
+    """Every call has all 9 texts, and only those that had to be sent are counted."""
+    made, found = checkpoint(tmp_path / "dsl.pt"), {}
+    for static in ((), ("--static",)):
+        model, _, cfg = load_for_sampling(parse_args(["--ckpt", made, "--device", "cpu", "--path", path, "--steps", "64", *static]))
+        sent, hidden = [], model.hidden
+        model.hidden = lambda h, sent=sent, hidden=hidden: sent.append(len(h)) or hidden(h)
+        *_, state = sample(model, range(9), cfg)
+        found[bool(static)] = state.x.tolist(), state.nfe.tolist(), sent
+    assert found[True][:2] == found[False][:2] and set(found[True][2]) == {9} and len(set(found[False][2])) > 1
+    assert sum(found[False][2]) == sum(found[True][1]) < sum(found[True][2])
+
+
+@pytest.mark.parametrize("what, vs", [("sample", "top_p=1"), ("train", "attention=math"), ("head", "endpoint=1"), ("prepare", "workers=1")])
+def test_bench_prints_a_table_and_writes_its_json(what, vs, tmp_path, capsys):
     flags = "--vocab_size 300 --length 16 --n_layer 1 --n_head 2 --d_model 16 --d_embed 4 --batch_size 2 --repeats 1 --steps 4 --device cpu"
-    argv = [what, *flags.split(), "--tokenizer", "bytes", "--vs", "top_p=1", "--out", f"{tmp_path}/b.json"]
+    argv = [what, *flags.split(), "--tokenizer", "bytes", "--vs", vs, "--out", f"{tmp_path}/b.json"]
     bench.main(bench.parse_args(argv), argv)
     shown, names = capsys.readouterr().out, {
         "sample": ("ours", "remdm-cap", "posterior", "obvious"), "train": ("mdlm", "dsl", "dsl, obvious"), "head": tuple(bench.WAYS),
         "prepare": ("ours", "tiktoken's batch", "obvious")}[what]
-    assert all(f"\n{name} " in shown and f"\n{name}, top_p=1 " in shown for name in names)
+    assert all(f"\n{name} " in shown and f"\n{name}, {vs} " in shown for name in names)
     found = json.loads((tmp_path / "b.json").read_text())
     assert len(found["times"]) == 2 * len(names) and all(t["median_s"] > 0 for t in found["times"].values())
     assert (found["times"]["ours"]["tokens_per_s"] > 1e5) if what == "prepare" else ("loss_memory_gib" in found)
