@@ -79,7 +79,8 @@ data/english/meta.json: .venv/installed
 	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english
 
 # Every benchmark, a quarter of an hour on two cores. On a GPU:
-# make bench BENCH=results/gpu_bench TRAIN="--batch_size 32 --vs compile" SAMPLE="--batch_size 64" WHOLE="--batch_size 64 --vs compile"
+# make bench BENCH=results/gpu_bench SAMPLE="--batch_size 64" WHOLE="--batch_size 64 --vs compile 'compile --static'" \
+#   TRAIN="--batch_size 32 --vs compile attention=flash_attention attention=cudnn_attention"
 BENCH ?= results/bench
 TRAIN ?= --batch_size 2 --repeats 5
 SAMPLE ?= --repeats 5

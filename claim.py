@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-from metrics import mauve, ngram_js
+from metrics import distinct, mauve, ngram_js
 
 REPLICATES = 400
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # number of values -> Student's t
@@ -108,13 +108,14 @@ def ratio_report(point, boot, nfe, ours, names, at, steps):
 
 
 def describe(c, target, references, of_references):
-    """The numbers of one cell -> dict. [value, error]: of mauve over k-means seeds, of js_4 by jackknife; both of all its texts as they
-    are, at a mean entropy that is near the target and stands beside them."""
+    """The numbers of one cell -> dict. [value, error]: of mauve over k-means seeds, of n-gram JS by jackknife; these and the share of
+    distinct 4-grams are of all its texts as they are, at a mean entropy that is near the target and stands beside them."""
     areas = mauve(c["features"], of_references, range(3))
     return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": by_seed(c, target),
             "raw_nll": [float(c["nll"].mean()), float(c["nll"].std() / c["nll"].size ** 0.5)],
             "entropy": [float(c["entropy"].mean()), float(c["entropy"].std() / c["entropy"].size ** 0.5)],
-            "mauve": [areas.mean().item(), areas.std().item()], "js_4": list(ngram_js(c["texts"], references, 4))}
+            "mauve": [areas.mean().item(), areas.std().item()], "distinct_4": distinct(c["texts"], 4),
+            **{f"js_{n}": list(ngram_js(c["texts"], references, n)) for n in (1, 2, 3, 4)}}
 
 
 def difference(a, b):

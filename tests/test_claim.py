@@ -211,7 +211,8 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
     assert all(duel["num_samples"] == [36, 36] for duel in found["duels"])
     assert found["cells"]["ar/ar/16"]["num_samples"] == 24 and cell["num_samples"] == 36
-    assert cell["nfe"] <= 4 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1
+    assert cell["nfe"] <= 4 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1 and 0 < cell["distinct_4"] <= 1
+    assert 0 <= cell["js_1"][0] < cell["js_2"][0] < cell["js_3"][0] < cell["js_4"][0] <= math.log(2)  # as for any two samples of a language
     assert cell["entropy"][0] < math.log(16) and found["duels"] and (tmp_path / "results" / "claim.png").stat().st_size > 1000
     made = {"claim.json", "claim_training.json", "claim_tuning.json", "claim.png", "claim_logs"}
     assert made == {p.name for p in (tmp_path / "results").iterdir()} and len(list((tmp_path / "results" / "claim_logs").iterdir())) == 13
@@ -283,14 +284,18 @@ def test_fine_tuning_waits_for_its_start(toy):
 
 
 def test_every_variant_is_a_training_or_another_sampling():
-    cfg, rates = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "dsl": "8e-3"}}
-    asked = {v.name: train_args(ablate.plan_of(cfg, v, rates)) for v in ablate.VARIANTS if v.flags}
+    cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "dsl": "8e-3"}}
+    asked = {v.name: train_args(ablate.plan_of(cfg, v, published)) for v in ablate.VARIANTS if v.flags}
     own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
     assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
     assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
     assert asked["lr_twice"].lr == 0.016 and asked["beta_fixed"].lr == 8e-3 and asked["scratch_masks"].endpoint == 1
-    rates = {"slow": 2e-3, "slower": 1e-3}
+    rates = {"slow": 2e-3, "slower": 1e-3, "slowest": 5e-4}
     assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
+    alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "better"], published)
+    own = [f"{name}-{seed}" for name in (ablate.BETTER, "dsl_better_700") for seed in (1, 2)]
+    assert list(alone) == ["judge", "dsl-0", "mdlm_more-0", "mdlm", *own]
+    assert asked["better"].init_from == f"{asked[ablate.BETTER].out_dir}/ckpt.pt" and asked["mdlm_better"].max_steps == 700
     assert {a.objective for name, a in asked.items() if name.startswith("mdlm")} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
 
@@ -299,7 +304,9 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
                                              ablate.Variant("mdlm_slow", "--objective mdlm --lr {slow}", "and?", "worse"),
+                                             ablate.Variant("better", "--init_from {better}", "better?", "yes"),
                                              ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
+    monkeypatch.setattr(ablate, "BETTER", "mdlm_slow")
     monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
     analyse = ablate.analyze.main
     monkeypatch.setattr(ablate.analyze, "main", lambda asked: analyse(replace(asked, num_windows=20)))
@@ -309,9 +316,10 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --seeds 0 2 --calls 8 16 --paths posterior remdm".split()))
     found = json.loads((tmp_path / "results" / "ablations.json").read_text())
     rows, every = found["variants"], {f"{path}/{T}" for path in ("posterior", "remdm") for T in (8, 16)}
-    assert list(rows) == ["dsl", "mdlm_more", "mdlm", "dsl_endpoint1", "mdlm_slow", "dsl_clean1"] and len(ran) == 17
-    asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran[-4:])}
-    assert {name: a.seed for name, a in asked.items()} == {f"{m}-{seed}": seed for m in ("dsl_endpoint1", "mdlm_slow") for seed in (0, 2)}
+    assert list(rows) == ["dsl", "mdlm_more", "mdlm", "dsl_endpoint1", "mdlm_slow", "dsl_better", "dsl_clean1"] and len(ran) == 19
+    asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran[-6:])}
+    models = "dsl_endpoint1", "mdlm_slow", "dsl_better"
+    assert {name: a.seed for name, a in asked.items()} == {f"{model}-{seed}": seed for model in models for seed in (0, 2)}
     assert asked["dsl_endpoint1-2"].endpoint == 1 and asked["mdlm_slow-2"].lr == 2e-3 and set(rows["dsl_endpoint1"]["nll"]) == every
     assert all(set(rows[of]["nll"]) == {"remdm/8", "remdm/16"} and rows[of]["fixed_at_98"] for of in ("mdlm_more", "mdlm", "mdlm_slow"))
     assert not rows["dsl_clean1"]["trained"] and set(rows["dsl_clean1"]["nll"]) == every  # the claim's model
