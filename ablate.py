@@ -63,7 +63,7 @@ class Variant(NamedTuple):
     """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
     sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter}, {half} and
     {twice} stand for so many steps of the fine-tuning and {beyond} for twice its learning rate, {pretrain} and {lr} for the MDLM's, of
-    which {slow}, {slower} and {slowest} are a half, a quarter and an eighth; {better} is the checkpoint of BETTER."""
+    which {slow} and {slower} are a half and a quarter; {better} is the checkpoint of BETTER."""
 
     name: str
     flags: str
@@ -115,15 +115,10 @@ VARIANTS = (
             "a little worse: fine-tuning liked a higher one"),
     Variant("scratch_masks", "--endpoint 1 --init_from scratch --max_steps {pretrain} --lr {lr}",
             "is it the unweighted loss that makes it better from scratch, or the evidence?", "between the two: bound 2.9; mends 5%"),
-    Variant("scratch_masks_slow", "--endpoint 1 --init_from scratch --max_steps {pretrain} --lr {slow}", "that at half the rate?", "alike"),
-    Variant("mdlm_scratch", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {lr}", "the MDLM itself, with other seeds?",
-            "bounds .1 apart: when it leaves the unigram plateau is a matter of luck"),
     Variant("mdlm_scratch_slow", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slow}",
             "the MDLM at half its learning rate?", "within .1: leaves the plateau no sooner"),
     Variant("mdlm_scratch_slower", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower}", "at a quarter?",
             "a little worse than at half"),
-    Variant("mdlm_scratch_slowest", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slowest}", "at an eighth?",
-            "no better than a quarter"),
     Variant("better", "--init_from {better}", "fine-tuning as the claim's, but from the MDLM at a quarter of its rate?",
             "posterior at 16 calls .1 better, its bound .02 worse than that of MDLM continued"),
     Variant("better_slow", "--init_from {better} --lr {lr}", "that at half the rate of fine-tuning?", "alike"),
@@ -161,7 +156,7 @@ def plan_of(cfg, variant, published, seed=0):
     plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
     lr = train_args(plan["mdlm"]).lr
     flags = variant.flags.format(quarter=scale.tune // 4, half=scale.tune // 2, twice=2 * scale.tune, pretrain=scale.pretrain,
-                                 lr=lr, slow=lr / 2, slower=lr / 4, slowest=lr / 8, beyond=2 * train_args(plan["dsl-0"]).lr,
+                                 lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * train_args(plan["dsl-0"]).lr,
                                  better=f"{cfg.out_dir}/{BETTER}-{seed}/ckpt.pt")
     steps = ["--max_steps", str(cfg.tune)] if cfg.tune else []
     return [*plan["dsl-0"], *steps, *shlex.split(flags), "--seed", str(seed), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg, seed)}"]
