@@ -90,6 +90,8 @@ bench: .venv/tested
 	$(BIN)python bench.py sample --whole $(WHOLE) --out $(BENCH)_sample_whole.json
 	$(BIN)python bench.py train $(TRAIN) --out $(BENCH)_train.json
 	$(BIN)python bench.py train --preset demo --repeats 21 --vs dtype=float32 dtype=bfloat16 compile --out $(BENCH)_train_demo.json
+	$(BIN)python bench.py sample --preset demo --whole --batch_size 64 --repeats 15 --vs compile 'compile --static' --out $(BENCH)_static.json
+	$(BIN)python bench.py train --preset demo --repeats 15 --vs attention=flash_attention attention=math --out $(BENCH)_attention.json
 	$(BIN)python bench.py head --repeats 5 --out $(BENCH)_head.json
 	$(BIN)python bench.py prepare --repeats 5 --out $(BENCH)_prepare.json
 
