@@ -178,7 +178,7 @@ def timed(steps, repeats, device):
 def sample(cfg, device):
     """Head, nucleus and draw of one step, with the choice of where to draw, and the backbone if `whole` -> {name: Step}. `ours` is `mdlm`'s
     first step; the other paths stand halfway: `remdm-cap` makes up for what it forgets, `posterior` also reads the revealed half.
-    Tokens are those of a finished text over its steps; MFU counts the backbone."""
+    Tokens are those of a finished text over its steps; MFU counts the backbone for all texts, sent or not."""
     model = whole_network(cfg, device) if cfg.whole else Head(cfg, device)
     flags = ["--path", "mdlm", "--top_p", str(cfg.top_p), "--steps", str(cfg.steps), "--dtype", cfg.dtype, *["--static"] * cfg.static]
     sampling = sampling_args(flags)
