@@ -84,7 +84,7 @@ class State:
         such a position and has changed since its last call."""
         due = self.stale & where.any(1)
         if due.any():
-            sent = torch.ones_like(due) if self.cfg.static else due
+            sent = torch.ones_like(due) if self.cfg.static else due  # what is not due comes out as before, or is asked for later
             with autocast(self.x.device, self.cfg.dtype):
                 fresh = self.model.hidden(self.embed(sent)).to(self.E.dtype)
             if self.features is None:
