@@ -12,6 +12,7 @@ spread of the claim's three.
 
 import itertools
 import json
+import math
 import re
 import shlex
 from dataclasses import asdict, dataclass, replace
@@ -142,7 +143,7 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 import numpy as np
 
 import analyze
-from claim import at_entropy, bootstrap, by_seed, spread
+from claim import at_entropy, bootstrap, by_seed, calls_to_reach, spread
 from report import save_json, table
 from reproduce import arrays, prepare, sample_all, train_all
 
@@ -212,6 +213,19 @@ def over_seeds(values):
     return list(values[0]) if len(values) == 1 else [float(np.mean(means)), float(np.std(means, ddof=1) / len(means) ** 0.5)]
 
 
+def ratios(cfg, mine, theirs):
+    """How many times more steps another model needs for the NLLs `mine` {"path/T": [NLL, error]}, by the same path or by its best one at
+    each T -> {path: {"same": ratios over cfg.calls, "best": ...}}, interpolated as in claim.py; nan where it never gets there."""
+    def needed(paths, value):
+        values = {T: [theirs[f"{path}/{T}"][0] for path in paths if f"{path}/{T}" in theirs] for T in cfg.calls}
+        calls = calls_to_reach([(T, np.nanmin(nll)) for T, nll in values.items() if not np.isnan(nll).all()], value)
+        return calls if math.isfinite(calls) else math.nan
+
+    return {path: {kind: [needed(paths, mine[f"{path}/{T}"][0]) / T for T in cfg.calls]
+                   for kind, paths in (("same", [path]), ("best", cfg.paths))}
+            for path in cfg.paths if f"{path}/{cfg.calls[0]}" in mine}
+
+
 def published_settings(cfg):
     try:
         with open(f"{cfg.claim}.json") as f:
@@ -246,6 +260,8 @@ def main(cfg):
         scores = {what: over_seeds([row[what] for row in each.values()]) for what in SCORES} if each else {}
         rows[name] = {**variant._asdict(), **scores, "nll": nll, "trained": each,
                       "nll_by_seed": {what: by_seed(c, target) for (of, what), c in found.items() if of == name}}
+    for row in rows.values():
+        row["ratios"] = {name: ratios(cfg, row["nll"], other["nll"]) for name, other in rows.items() if other is not row}
     save_json(f"{cfg.results}.json", config=asdict(cfg), num_samples=2 * cfg.texts, variants=rows)
     columns = [f"{path}/{T}" for path, T in itertools.product(cfg.paths, cfg.calls)]
     print(table(("variant", *columns, "bits per byte", "mended at 98%", "AUC"),

@@ -31,8 +31,6 @@ from typing import NamedTuple
 from config import arg, parse, run
 
 PRESETS = {"owt": {}, "demo": dict(vocab_size=257, length=128, n_layer=4, n_head=4, d_model=128, d_embed=32, batch_size=16)}
-
-
 ATTENTION = ("flash_attention", "efficient_attention", "cudnn_attention", "math")  # of torch.nn.attention.SDPBackend
 
 
@@ -165,8 +163,9 @@ def timed(steps, repeats, device):
                 torch.cuda.synchronize(device)
                 peak[name] = {"peak_gib": memory_in_use(device)}  # of one step and the weights; a CPU's peak is its process's, see `peaks`
             seconds[name].append(time.perf_counter() - start)
+    ranked = {name: sorted(all_but_warm_up[1:]) for name, all_but_warm_up in seconds.items()}
     found = {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]], **peak.get(name, {})}
-             for name, s in ((name, sorted(all_but_warm_up[1:])) for name, all_but_warm_up in seconds.items())}
+             for name, s in ranked.items()}
     for name, step in steps.items():
         if step.tokens:
             found[name]["tokens_per_s"] = step.tokens / found[name]["median_s"]

@@ -300,6 +300,17 @@ def test_every_variant_is_a_training_or_another_sampling():
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
 
 
+def test_ratios_of_steps_by_the_same_path_and_by_the_best():
+    cfg = ablate.parse_args("--calls 4 8 16 32 --paths remdm posterior".split())
+    mine = {f"remdm/{T}": [3.0 - math.log(T), 0.1] for T in cfg.calls} | {f"posterior/{T}": [math.nan, 0.1] for T in cfg.calls}
+    theirs = {f"remdm/{T}": [3.0 - math.log(T / 2), 0.1] for T in cfg.calls}  # twice as many steps for the same
+    found = ablate.ratios(cfg, mine, theirs)
+    assert all(found["remdm"][kind] == pytest.approx([2, 2, 2, math.nan], nan_ok=True) for kind in ("same", "best"))
+    assert np.isnan(found["posterior"]["best"]).all()
+    back = ablate.ratios(cfg, theirs, mine)
+    assert list(back) == ["remdm"] and back["remdm"]["best"] == pytest.approx([1, 0.5, 0.5, 0.5])  # of fewer than 4 nothing is known
+
+
 def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
