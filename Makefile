@@ -66,7 +66,7 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # also .gz or .xz), else on pydocs. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
-FINE_TUNED = out/reproduce/dsl-0/ckpt.pt out/reproduce/mdlm_more-0/ckpt.pt
+FINE_TUNED = $(foreach who,dsl masked mdlm_more,out/reproduce/$(who)-0/ckpt.pt)
 reproduce: .venv/tested data/$(CORPUS)/meta.json
 	$(BIN)python reproduce.py --data $(CORPUS)
 	$(BIN)python analyze.py correction --ckpt $(FINE_TUNED) --out results/claim_correction

@@ -57,14 +57,11 @@ class Config:
             raise ValueError(f"--only matches none of {', '.join(variant.name for variant in VARIANTS)}")
 
 
-BETTER = "mdlm_scratch_slower"  # the variant that is the best MDLM
-
-
 class Variant(NamedTuple):
     """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
     sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter}, {half} and
-    {twice} stand for so many steps of the fine-tuning and {beyond} for twice its learning rate, {pretrain} and {lr} for the MDLM's, of
-    which {slow} and {slower} are a half and a quarter; {better} is the checkpoint of BETTER."""
+    {twice} stand for so many steps of the fine-tuning and {beyond} for twice its learning rate, {pretrain} for the MDLM's steps, {lr} for
+    the preset's learning rate, of which {slow} and {slower} are a half and a quarter."""
 
     name: str
     flags: str
@@ -110,23 +107,16 @@ VARIANTS = (
     Variant("steps1000", "--max_steps {half}", "half of them?", "three quarters of it"),
     Variant("steps4000", "--max_steps {twice}", "does it go on growing: twice the steps?", "posterior gains .05 more"),
     Variant("lr_twice", "--lr {beyond}", "is the edge of the grid of learning rates the best?", "no better: 4e-3 and 8e-3 were close"),
-    Variant("scratch", "--init_from scratch --max_steps {pretrain} --lr {lr}", "from scratch, at the tokens and learning rate of the MDLM?",
+    Variant("scratch", "--init_from scratch --max_steps {pretrain} --lr {lr}", "from scratch, at as many tokens as the MDLM?",
             "far better than that MDLM, and better than MDLM and then DSL, as the pilot saw on pydocs"),
     Variant("scratch_slow", "--init_from scratch --max_steps {pretrain} --lr {slow}", "from scratch at half that rate?",
             "a little worse: fine-tuning liked a higher one"),
     Variant("scratch_masks", "--endpoint 1 --init_from scratch --max_steps {pretrain} --lr {lr}",
             "is it the unweighted loss that makes it better from scratch, or the evidence?", "between the two: bound 2.9; mends 5%"),
     Variant("mdlm_scratch_slow", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slow}",
-            "the MDLM at half its learning rate?", "within .1: leaves the plateau no sooner"),
-    Variant("mdlm_scratch_slower", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower}", "at a quarter?",
-            "a little worse than at half"),
-    Variant("better", "--init_from {better}", "fine-tuning as the claim's, but from the MDLM at a quarter of its rate?",
-            "posterior at 16 calls .1 better, its bound .02 worse than that of MDLM continued"),
-    Variant("better_slow", "--init_from {better} --lr {lr}", "that at half the rate of fine-tuning?", "alike"),
-    Variant("mdlm_better", "--objective mdlm --init_from {better} --lr {slow}", "and MDLM continued from there?",
-            "no better than its start, at too high a rate"),
-    Variant("mdlm_better_slow", "--objective mdlm --init_from {better} --lr {slower}", "that at half the rate?",
-            "better than its start by .03 bits"),
+            "MDLM from scratch, at half the preset's learning rate?", "within .1: leaves the plateau no sooner"),
+    Variant("mdlm_scratch_slower", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower}",
+            "at a quarter, as the claim's MDLM?", "a little worse than at half"),
     Variant("clean2", "", "written tokens shown as evidence at 2 t_c?", "as by lookup", "--clean_snr 2"),
     Variant("clean1", "", "at 1 t_c?", "posterior .05 better: it mends more at .7 t_c than by lookup", "--clean_snr 1"),
     Variant("clean0.7", "", "at 0.7 t_c, where the most errors are mended?", "worse: too little is left to build on", "--clean_snr 0.7"),
@@ -149,26 +139,24 @@ from reproduce import arrays, prepare, sample_all, train_all
 
 FACTORS = (0.9, 1.1)  # temperatures around the claim's
 SCORES = ("roar", "fixed_at_98", "auc")  # bound in bits per byte, errors mended and AUC of their detection
-CLAIMED = {"dsl": "dsl-0", "mdlm_more": "mdlm_more-0", "mdlm": "mdlm"}  # the claim's own models, and their folders
+CLAIMED = {"dsl": "dsl-0", "masked": "masked-0", "mdlm_more": "mdlm_more-0", "mdlm": "mdlm"}  # the claim's own models, and their folders
 
 
 def plan_of(cfg, variant, published, seed=0):
     """Flags of train.py: those of the claim's DSL model, then the variant's, of which the last one counts."""
     plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
-    lr = train_args(plan["mdlm"]).lr
+    lr = train_args(plan["judge"]).lr
     flags = variant.flags.format(quarter=scale.tune // 4, half=scale.tune // 2, twice=2 * scale.tune, pretrain=scale.pretrain,
-                                 lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * train_args(plan["dsl-0"]).lr,
-                                 better=f"{cfg.out_dir}/{BETTER}-{seed}/ckpt.pt")
+                                 lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * train_args(plan["dsl-0"]).lr)
     steps = ["--max_steps", str(cfg.tune)] if cfg.tune else []
     return [*plan["dsl-0"], *steps, *shlex.split(flags), "--seed", str(seed), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg, seed)}"]
 
 
 def plan_all(cfg, variants, published):
     """Folder -> flags of train.py: the judge, the claim's own models, which are there if reproduce.py has run here, and all `variants`."""
-    needed = [v for v in VARIANTS if v in variants or v.name == BETTER and any("{better}" in other.flags for other in variants)]
     claims = trainings(cfg, published["learning_rates"])
     return {name: claims[name] for name in ("judge", *CLAIMED.values())} | {
-        v.folder(cfg, seed): plan_of(cfg, v, published, seed) for v in needed if v.flags for seed in v.seeds(cfg)}
+        v.folder(cfg, seed): plan_of(cfg, v, published, seed) for v in variants if v.flags for seed in v.seeds(cfg)}
 
 
 def cells(cfg, name, paths, published, settings_of, own):
@@ -186,7 +174,7 @@ def cells(cfg, name, paths, published, settings_of, own):
 def all_cells(cfg, variants, published):
     plan, of_mdlm = {}, [path for path in cfg.paths if path not in NEEDS_DSL]
     for model in CLAIMED:
-        plan |= cells(cfg, model, cfg.paths if model == "dsl" else of_mdlm, published, model, {0: []})
+        plan |= cells(cfg, model, of_mdlm if model.startswith("mdlm") else cfg.paths, published, model, {0: []})
     for v in variants:
         paths = cfg.paths if v.flags else [path for path in cfg.paths if path != "sde"]  # which writes nothing before its end
         like, paths = ("dsl", paths) if v.model.startswith("dsl") else ("mdlm", of_mdlm)

@@ -15,6 +15,7 @@ from metrics import distinct, mauve, ngram_js
 REPLICATES = 400
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # number of values -> Student's t
 PUBLISHED = "remdm"  # the path with ReMDM's published settings
+BASELINE, CONTROLS = "mdlm_more", ("masked",)  # what DSL is compared with: MDLM continued; and its unweighted loss on masked texts alone
 
 
 def at_entropy(nll, entropy, target):
@@ -155,28 +156,34 @@ def opponents(point, ours, steps, length):
     def value(*key):
         return np.nan_to_num(point[key], nan=np.inf)
 
-    best = [((ours, T), (min(of_model(point, "mdlm_more"), key=lambda name: value(name, 4 * T)), 4 * T)) for T in at if 4 * T in steps]
-    return best + [((ours, T), (f"mdlm_more/{PUBLISHED}", 8 * T)) for T in at if 8 * T in steps]
+    best = [((ours, T), (min(of_model(point, BASELINE), key=lambda name: value(name, 4 * T)), 4 * T)) for T in at if 4 * T in steps]
+    return best + [((ours, T), (f"{BASELINE}/{PUBLISHED}", 8 * T)) for T in at if 8 * T in steps]
 
 
 def compare_all(cells, pairs, steps, length, target, references, of_references):
     """All cells {(model/path, T): {"nll", "entropy", "nfe": (S, 2, n), "features", "texts"}} and the `pairs` of `opponents` -> {"cells",
-    "against_best", "against_published", "published_against_published" (the paper's literal claim), "same_rule", "duels"}. `references`
-    are at least as many real texts as a cell has, `of_references` their features."""
+    "against_best", "against_published", "published_against_published" (the paper's literal claim), "same_rule", "controls" (these four
+    against another model), "duels"}. `references` are at least as many real texts as a cell has, `of_references` their features."""
     boot, table = bootstrap(cells, target), {}
     for key, c in cells.items():
         n = c["nll"].size
         table[key] = {"nll": [at_entropy(c["nll"], c["entropy"], target), spread(boot[key])],
                       **describe(c, target, references[:n], of_references[:n])}
     point, nfe = {key: row["nll"][0] for key, row in table.items()}, {key: row["nfe"] for key, row in table.items()}
-    at, baselines = [T for T in steps if T <= length / 4], of_model(cells, "mdlm_more")
-    ours = pairs[0][0][0]
-    same = {name.split("/")[1]: {T: [point[ours_, T] - point[name, T], spread(boot[ours_, T] - boot[name, T])] for T in steps}
-            for name in baselines for ours_ in [name.replace("mdlm_more", "dsl")]}
-    return {"best_path": ours, "against_best": ratio_report(point, boot, nfe, ours, baselines, at, steps),
-            "against_published": ratio_report(point, boot, nfe, ours, [f"mdlm_more/{PUBLISHED}"], at, steps),
-            "published_against_published": ratio_report(point, boot, nfe, f"dsl/{PUBLISHED}", [f"mdlm_more/{PUBLISHED}"], at, steps),
-            "same_rule": same, "duels": [duel(table, cells, pair, references, of_references) for pair in pairs],
+    at, ours = [T for T in steps if T <= length / 4], pairs[0][0][0]
+
+    def against(model):
+        names = of_model(cells, model)
+        same = {name.split("/")[1]: {T: [point[mine, T] - point[name, T], spread(boot[mine, T] - boot[name, T])] for T in steps}
+                for name in names for mine in [name.replace(model, "dsl")]}
+        return {"against_best": ratio_report(point, boot, nfe, ours, names, at, steps),
+                "against_published": ratio_report(point, boot, nfe, ours, [f"{model}/{PUBLISHED}"], at, steps),
+                "published_against_published": ratio_report(point, boot, nfe, f"dsl/{PUBLISHED}", [f"{model}/{PUBLISHED}"], at, steps),
+                "same_rule": same}
+
+    others = {model: against(model) for model in CONTROLS if of_model(cells, model)}
+    return {"best_path": ours, **against(BASELINE), "controls": others,
+            "duels": [duel(table, cells, pair, references, of_references) for pair in pairs],
             "cells": {f"{name}/{T}": row for (name, T), row in table.items()}}
 
 
@@ -191,12 +198,14 @@ def claim_table(found, steps):
 
 
 def claim_figure(plt, found, of_data):
-    """NLL at the data's entropy against network calls: MDLM's samplers on the left, DSL's on the right; DSL's best on both."""
+    """NLL at the data's entropy against network calls: a panel for the samplers of each model; DSL's best in all of them."""
     calls = [row["nfe"] for row in found["cells"].values()]
-    figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
-    for axes, model, title in zip(panels, ("mdlm_more", "dsl"), ("MDLM, continued", "DSL, fine-tuned")):
-        keys = [tuple(key.rsplit("/", 1)) for key in found["cells"]]
-        for i, name in enumerate(of_model(keys, model) + (of_model(keys, "mdlm") if model == "mdlm_more" else [])):
+    keys = [tuple(key.rsplit("/", 1)) for key in found["cells"]]
+    titles = {BASELINE: "MDLM, continued", "masked": "DSL's loss on masked texts alone", "dsl": "DSL, fine-tuned"}
+    shown = [model for model in titles if of_model(keys, model)]
+    figure, panels = plt.subplots(1, len(shown), figsize=(6 * len(shown), 5), sharex=True, sharey=True, layout="constrained")
+    for axes, model in zip(panels, shown):
+        for i, name in enumerate(of_model(keys, model) + (of_model(keys, "mdlm") if model == BASELINE else [])):
             rows = [row for key, row in found["cells"].items() if key.startswith(f"{name}/")]
             x, y, error = zip(*((row["nfe"], *row["nll"]) for row in rows))
             best = dict(linewidth=2.5, zorder=3) if name == found["best_path"] else {}
@@ -208,7 +217,7 @@ def claim_figure(plt, found, of_data):
             if key.startswith("ar/"):
                 axes.plot(row["nfe"], row["nll"][0], "k^", label="AR")
         axes.axhline(of_data, color="grey", linewidth=0.8, label="data")
-        axes.set(xscale="log", xlim=(0.8 * min(calls), 1.25 * max(calls)), xlabel="network calls per text", title=title)
+        axes.set(xscale="log", xlim=(0.8 * min(calls), 1.25 * max(calls)), xlabel="network calls per text", title=titles[model])
     for axes in panels:  # now that both are drawn
         axes.legend(fontsize=7, ncols=2)
     panels[0].set_ylabel("judge's NLL at the data's entropy, nats per token")

@@ -1,12 +1,13 @@
-"""Rerun the paper's claim on a scale that anyone can: one MDLM, fine-tuned in two ways, sampled by every path at every number of steps.
+"""Rerun the paper's claim on a scale that anyone can: one MDLM, fine-tuned in three ways, sampled by every path at every number of steps.
 
     python reproduce.py --data english                         # everything; interrupted, the same command goes on
     python reproduce.py --data english --list                  # only print what would be run
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of the table anew, from checkpoints that are there
 
-Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss and by
-DSL's, equally long, at four learning rates and a seed that is then thrown away; go on at the best of them with three seeds. (2) Tune
-every path on the thrown-away seed. (3) Sample every cell and judge it. (4) Compare: claim.py.
+Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
+to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at four learning rates and a
+seed that is then thrown away; go on at the best of them with three seeds. (2) Tune every path on the thrown-away seed. (3) Sample every
+cell and judge it. (4) Compare: claim.py.
 """
 
 import json
@@ -18,7 +19,8 @@ import sys
 from dataclasses import asdict
 
 from config import Problem, run
-from reproduce_config import ALONE, CURVES, SCALES, SEEDS, THROWN_AWAY, best_path, cells, nll_of, parse_args, sampling, tasks_of, trainings
+from reproduce_config import ALONE, CURVES, SCALES, SEEDS, THROWN_AWAY, WAYS
+from reproduce_config import best_path, cells, nll_of, parse_args, sampling, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from claim import at_entropy, claim_figure, claim_table, compare_all, opponents
+from claim import BASELINE, at_entropy, claim_figure, claim_table, compare_all, opponents
 from data import load_meta, load_tokens, spread_windows, tokenizer
 from dsl_loss import mean_and_stderr
 from eval_mauve import read_samples
@@ -89,9 +91,8 @@ def train_all(cfg, plan):
 
 
 def best_rates(cfg, found):
-    """{model: the learning rate with the lowest random-order bound}; equal effort, one criterion for both losses."""
-    return {model: min(SCALES[cfg.scale].lrs, key=lambda lr: found[f"{model}-lr{lr}"]["validation"]["roar"][0])
-            for model in ("mdlm_more", "dsl")}
+    """{model: the learning rate with the lowest random-order bound}; equal effort, one criterion for all losses."""
+    return {model: min(SCALES[cfg.scale].lrs, key=lambda lr: found[f"{model}-lr{lr}"]["validation"]["roar"][0]) for model in WAYS}
 
 
 # ---- sampling and judging ----------------------------------------------------------------------------------------------------
@@ -142,12 +143,12 @@ def sample_all(cfg, tasks, what):
 
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
-AT, FINALS, FINALISTS = 32, (8, 128), 3
+AT, FINALS, FINALISTS = 32, (8, 64), 2
 TRY = {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
 
 
 def tune_all(cfg, rates, judge, target):
-    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the three best at T = 8 and 128, a second time
+    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best at T = 8 and 64, a second time
     if their texts were all more or all less varied than the data, on one seed that is then thrown away -> {"model/path": [{"T", "setting",
     "nll", "temperature" that gives that entropy, ...}]}."""
     plan = {}
@@ -225,19 +226,20 @@ def claim(cfg, rates):
     sample_all(cfg, tasks_of(plan), "sampling")
     found = arrays(cfg, plan, judge)
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
-    pairs, larger = opponents(point, ours, scale.steps, judge.context), cells(cfg, tuning, judge.context, texts=scale.duel_texts)
+    pairs, larger = opponents(point, ours, cfg.steps, judge.context), cells(cfg, tuning, judge.context, texts=scale.duel_texts)
     more = {key: larger[key] for pair in pairs for key in pair}  # MAUVE wants 1,000 texts
     sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
     found |= arrays(cfg, more, judge)
-    numbers = compare_all(found, pairs, scale.steps, judge.context, target[0], real, features)
+    numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
     shutil.copy(path, f"{cfg.results}_tuning.json")
-    print(table(*claim_table(numbers, scale.steps)))
-    for name in ("against_best", "against_published", "published_against_published"):
-        mean, (low, high) = (numbers[name][part] for part in ("geometric_mean", "interval"))
-        who = "DSL" if name.startswith("published") else numbers["best_path"]
-        print(f"NFE ratio at equal quality, {who} {name.replace('_', ' ')}: {mean:.2f} (95%: {low:.2f} to {high:.2f})")
+    print(table(*claim_table(numbers, cfg.steps)))
+    for model, of in {BASELINE: numbers, **numbers["controls"]}.items():
+        for name in ("against_best", "against_published", "published_against_published"):
+            mean, (low, high) = (of[name][part] for part in ("geometric_mean", "interval"))
+            who = "DSL" if name.startswith("published") else numbers["best_path"]
+            print(f"NFE ratio at equal quality, {who} {name.replace('_', ' ')} of {model}: {mean:.2f} (95%: {low:.2f} to {high:.2f})")
     save_figure(f"{cfg.results}.png", claim_figure(pyplot(), numbers, nll[0]))
 
 
@@ -265,7 +267,7 @@ def main(cfg):
     if meta["val"]["tokens"] < (needed := 2 * len(SEEDS) * scale.duel_texts * length):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
-    print(f"{cfg.scale}: {len(plan) + 2 * len(SEEDS)} trainings on {cfg.data}, {len(CURVES)} curves at T = {scale.steps}, "
+    print(f"{cfg.scale}: {len(plan) + len(WAYS) * len(SEEDS)} trainings on {cfg.data}, {len(CURVES)} curves at T = {cfg.steps}, "
           f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))

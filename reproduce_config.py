@@ -23,14 +23,22 @@ class Config:
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
+    calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
     def __post_init__(self):
         if self.workers < 0:
             raise ValueError("--workers cannot be negative")
+        if self.calls and not {4, 16} <= set(self.calls) <= set(SCALES[self.scale].steps):
+            raise ValueError(f"--calls are 4, 16 (the claim compares T with 4 T) and more of {SCALES[self.scale].steps}")
         if self.cell and not re.fullmatch(r"[\w+-]+/[\w-]+/\d+", self.cell):
             raise ValueError("--cell is model/path/T, for example dsl/posterior/32")
+
+    @property
+    def steps(self):
+        """T of the cells."""
+        return tuple(sorted(self.calls)) or SCALES[self.scale].steps
 
 
 def parse_args(argv=None, description=None):
@@ -42,6 +50,7 @@ class Scale(NamedTuple):
     """What a scale settles: flags of train.py, steps, learning rates to choose from, T, and texts per seed and temperature."""
 
     network: str
+    mdlm_lr: str  # of the MDLM that all go on from: its own loss weighs a text by 1/t and wants a lower rate than the preset's
     pretrain: int  # steps of the MDLM
     tune: int  # steps of what goes on from it
     ar: int  # steps of the judge and of the AR baseline; fewer, because an autoregressive model of this size needs fewer
@@ -53,11 +62,13 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "cpu": Scale("", 9600, 2000, 4800, ("1e-3", "2e-3", "4e-3", "8e-3"), (4, 8, 16, 32, 64, 128, 256), 48, 45, 170),
-    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", 20_000, 4000, 20_000,
-                 ("2e-4", "4e-4", "8e-4"), (4, 8, 16, 32, 64, 128, 256, 512), 200, 400, 1000),
+    "cpu": Scale("", "1e-3", 9600, 2000, 4800, ("5e-4", "1e-3", "2e-3", "4e-3"), (4, 8, 16, 32, 64, 128, 256), 48, 45, 170),
+    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
+                 20_000, ("1e-4", "2e-4", "4e-4", "8e-4"), (4, 8, 16, 32, 64, 128, 256, 512), 200, 400, 1000),
 }
 SEEDS, THROWN_AWAY = (0, 1, 2), 9
+# how a model goes on from the MDLM: by MDLM's loss, by DSL's unweighted loss on masked texts alone, and by DSL
+WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "--endpoint", "1"], "dsl": ["--objective", "dsl"]}
 
 
 class Curve(NamedTuple):
@@ -77,7 +88,7 @@ REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8, 16, 32)]
 LOOP = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (0.5, 1, 2, 4, 8)]  # at T = 32 its r_max allows no more than 2
 NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
 SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": LOOP, "remdm-conf": NUCLEUS, "recorded": REMASK,
-          "forward-backward": NUCLEUS}
+          "forward-backward": NUCLEUS, "confidence": NUCLEUS}
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
 PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
 ALONE = ("ar", "mdlm")  # one training each, sampled with every seed
@@ -86,6 +97,8 @@ CURVES = [Curve("ar", "ar", NUCLEUS), Curve("mdlm", "mdlm", NUCLEUS), Curve("mdl
 for who in ("mdlm_more", "dsl"):
     CURVES.append(Curve(who, "remdm", [{}], PUBLISHED))
     CURVES += [Curve(who, path, grid) for path, grid in SHARED.items()]
+CURVES += [Curve("masked", "remdm", [{}], PUBLISHED), *(Curve("masked", path, SHARED[path]) for path in ("mdlm", "recorded")),
+           Curve("masked", "posterior", REMASK)]
 CURVES += [Curve("dsl", path, grid) for path, grid in DSL_ONLY.items()]
 
 
@@ -94,15 +107,13 @@ def trainings(cfg, best=None):
     scale = SCALES[cfg.scale]
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
     start = ["--init_from", f"{cfg.out_dir}/mdlm/ckpt.pt", "--max_steps", str(scale.tune)]
-    plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain)],
+    plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr],
             "judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
             "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    objective = {"mdlm_more": "mdlm", "dsl": "dsl"}
-    for model, loss in objective.items():
-        for lr in scale.lrs:
-            plan[f"{model}-lr{lr}"] = ["--objective", loss, *start, "--lr", lr, "--seed", str(THROWN_AWAY)]
-    for seed, model in itertools.product(SEEDS, objective) if best else ():
-        plan[f"{model}-{seed}"] = ["--objective", objective[model], *start, "--lr", best[model], "--seed", str(seed)]
+    for model, lr in itertools.product(WAYS, scale.lrs):
+        plan[f"{model}-lr{lr}"] = [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)]
+    for seed, model in itertools.product(SEEDS, WAYS) if best else ():
+        plan[f"{model}-{seed}"] = [*WAYS[model], *start, "--lr", best[model], "--seed", str(seed)]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
@@ -153,7 +164,7 @@ def cells(cfg, tuning, length, tag="", texts=0):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures around that of the data's entropy."""
     plan = {}
     for curve in CURVES:
-        for T in SCALES[cfg.scale].steps if curve.path != "ar" else (length,):
+        for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, texts or SCALES[cfg.scale].texts, tag)
                                    for seed in SEEDS for factor in (0.94, 1.06)]

@@ -88,6 +88,26 @@ def test_a_model_that_needs_four_times_fewer_calls_has_ratio_four():
     assert report["at"][32]["ratio"] == 8 and report["at"][32]["censored"] == 1  # the longest run, 256 calls, does not reach it
 
 
+def test_the_control_is_compared_with_as_mdlm_is(monkeypatch):
+    """By the published rule DSL is made twice as good per call as MDLM and as good as the control, by `posterior` four times both."""
+    steps, curves = (4, 8, 16, 32, 64), {"dsl/posterior": 4, "dsl/remdm": 2, "mdlm_more/remdm": 1, "masked/remdm": 2, "masked/recorded": 1}
+    every = {}
+    for name, factor in curves.items():
+        every |= scaling(factor, steps, *name.split("/"), noise=0.01)
+    for (_, T), c in every.items():
+        c |= {"nfe": np.full(c["nll"].shape, T), "features": torch.zeros(360, 1), "texts": [torch.arange(5)] * 360}
+    every |= {("dsl/recorded", T): every["masked/recorded", T] for T in steps}
+    monkeypatch.setattr(claim, "mauve", lambda *args: torch.ones(2))
+    found = claim.compare_all(every, claim.opponents({key: 1.0 for key in every}, "dsl/posterior", steps, 32), steps, 32, 2.95,
+                              [torch.arange(5)] * 360, torch.zeros(360, 1))
+    control = found["controls"]["masked"]
+    for report, ratio in ((found["published_against_published"], 2), (control["published_against_published"], 1),
+                          (found["against_best"], 4), (control["against_best"], 2)):
+        assert report["at"][8]["ratio"] == pytest.approx(ratio, rel=0.02)  # .02 is 8 standard errors of noise .01 over 360 texts
+    assert set(control["same_rule"]) == {"remdm", "recorded"} and control["same_rule"]["recorded"][8] == pytest.approx([0, 0], abs=0.01)
+    assert found["same_rule"]["remdm"][8][0] == pytest.approx(-0.3 * math.log(2), abs=0.01)
+
+
 def test_what_cannot_be_matched_proves_nothing():
     steps = (4, 8)
     every = scaling(4, steps) | scaling(1, steps, "mdlm_more", "remdm")
@@ -121,11 +141,12 @@ def test_the_claim_is_decided_against_the_best_sampler_at_4t_and_the_published_o
 # ---- the plan ----------------------------------------------------------------------------------------------------------------
 
 
-def test_both_ways_of_going_on_get_the_same_training():
-    plan = trainings(parse_args([]), {"mdlm_more": "1e-3", "dsl": "2e-3"})
+def test_all_ways_of_going_on_get_the_same_training():
+    plan = trainings(parse_args([]), {"mdlm_more": "1e-3", "masked": "4e-3", "dsl": "2e-3"})
     for seed in SEEDS:
-        ours, theirs = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more"))
+        ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
         assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
+        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "lr", "out_dir"}
     for argv in plan.values():
         assert train_args(argv).dataset == "pydocs"
     assert len({argv[argv.index("--out_dir") + 1] for argv in plan.values()}) == len(plan)
@@ -166,6 +187,9 @@ def test_settings_of_the_nearest_tuning_with_temperatures_between():
 # ---- the whole ---------------------------------------------------------------------------------------------------------------
 
 
+TRAININGS = 18
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """A scale of seconds: networks of 8 channels, four curves, trainings and samplers in this process."""
@@ -177,10 +201,10 @@ def toy(tmp_path, monkeypatch):
         meta[split] = {"tokens": len(data), "bytes": len(data), "documents": 1}
     (tmp_path / "data" / "toy" / "meta.json").write_text(json.dumps(meta))
     network = "--n_layer 1 --n_head 1 --d_model 8 --length 16 --batch_size 4 --eval_windows 17 --dtype float32 --save_every 2"
-    scale = Scale(network, 4, 2, 4, ("1e-3", "4e-3"), (4, 8, 16), 4, 4, 6)
+    scale = Scale(network, "1e-3", 4, 2, 4, ("1e-3", "4e-3"), (4, 8, 16), 4, 4, 6)
     for module in (reproduce, reproduce_config):
         monkeypatch.setattr(module, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}], {"top_p": 0.9}),
-                                               Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
+                                               Curve("masked", "remdm", [{}], {"top_p": 0.9}), Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
                                                Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
     monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
     monkeypatch.setattr(reproduce, "FINALS", (8, 16))
@@ -204,7 +228,7 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     cfg, ran = toy
     reproduce.main(cfg)
     found = json.loads((tmp_path / "results" / "claim.json").read_text())
-    assert len(ran) == 3 + 2 * 2 + 2 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
+    assert len(ran) == TRAININGS == 3 + 3 * 2 + 3 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
     narrow = {e["tried"][1] / e["tried"][0] < 1.2: e for tried in found["tuning"].values() for e in tried if e["T"] in (8, 16)}
     assert True in narrow  # some texts were far from the data's entropy, and were drawn again nearer to it
     assert False not in narrow or narrow[False]["entropy"][0] <= found["data"]["entropy"][0] <= narrow[False]["entropy"][1]
@@ -215,16 +239,25 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert 0 <= cell["js_1"][0] < cell["js_2"][0] < cell["js_3"][0] < cell["js_4"][0] <= math.log(2)  # as for any two samples of a language
     assert cell["entropy"][0] < math.log(16) and found["duels"] and (tmp_path / "results" / "claim.png").stat().st_size > 1000
     made = {"claim.json", "claim_training.json", "claim_tuning.json", "claim.png", "claim_logs"}
-    assert made == {p.name for p in (tmp_path / "results").iterdir()} and len(list((tmp_path / "results" / "claim_logs").iterdir())) == 13
+    assert made == {p.name for p in (tmp_path / "results").iterdir()}
+    assert len(list((tmp_path / "results" / "claim_logs").iterdir())) == TRAININGS
+    (control,) = found["controls"].values()
+    assert set(control["same_rule"]) == {"remdm"} and control["published_against_published"]["at"].keys() == {"4"}
     published = capsys.readouterr().out
 
     reproduce.main(cfg)  # nothing is left to do: the same numbers
     again = json.loads((tmp_path / "results" / "claim.json").read_text())
-    assert len(ran) == 13 and again["cells"] == found["cells"] and again["duels"] == found["duels"]
-    assert capsys.readouterr().out.count("== training") == 0 < published.count("== training") == 13
+    assert len(ran) == TRAININGS and again["cells"] == found["cells"] and again["duels"] == found["duels"]
+    assert capsys.readouterr().out.count("== training") == 0 < published.count("== training") == TRAININGS
+
+    reproduce.main(parse_args("--data toy --calls 16 4 --results results/fewer".split()))
+    fewer = json.loads((tmp_path / "results" / "fewer.json").read_text())
+    assert fewer["cells"] == {key: row for key, row in found["cells"].items() if not key.endswith("/8")} and len(ran) == TRAININGS
+    with pytest.raises(SystemExit):
+        parse_args(["--calls", "4", "8"])  # nothing has four times the calls of another
 
     reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/8"]))
-    assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == 13
+    assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == TRAININGS
     with pytest.raises(Problem, match="has no cell dsl/posterior/5"):
         reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/5"]))
 
@@ -284,7 +317,7 @@ def test_fine_tuning_waits_for_its_start(toy):
 
 
 def test_every_variant_is_a_training_or_another_sampling():
-    cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "dsl": "8e-3"}}
+    cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "masked": "4e-3", "dsl": "8e-3"}}
     asked = {v.name: train_args(ablate.plan_of(cfg, v, published)) for v in ablate.VARIANTS if v.flags}
     own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
     assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
@@ -292,10 +325,8 @@ def test_every_variant_is_a_training_or_another_sampling():
     assert asked["lr_twice"].lr == 0.016 and asked["beta_fixed"].lr == 8e-3 and asked["scratch_masks"].endpoint == 1
     rates = {"slow": 2e-3, "slower": 1e-3}
     assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
-    alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "better"], published)
-    own = [f"{name}-{seed}" for name in (ablate.BETTER, "dsl_better_700") for seed in (1, 2)]
-    assert list(alone) == ["judge", "dsl-0", "mdlm_more-0", "mdlm", *own]
-    assert asked["better"].init_from == f"{asked[ablate.BETTER].out_dir}/ckpt.pt" and asked["mdlm_better"].max_steps == 700
+    alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "D8"], published)
+    assert list(alone) == ["judge", "dsl-0", "masked-0", "mdlm_more-0", "mdlm", "dsl_D8_700-1", "dsl_D8_700-2"]
     assert {a.objective for name, a in asked.items() if name.startswith("mdlm")} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
 
@@ -315,9 +346,7 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
                                              ablate.Variant("mdlm_slow", "--objective mdlm --lr {slow}", "and?", "worse"),
-                                             ablate.Variant("better", "--init_from {better}", "better?", "yes"),
                                              ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
-    monkeypatch.setattr(ablate, "BETTER", "mdlm_slow")
     monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
     analyse = ablate.analyze.main
     monkeypatch.setattr(ablate.analyze, "main", lambda asked: analyse(replace(asked, num_windows=20)))
@@ -327,9 +356,10 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --seeds 0 2 --calls 8 16 --paths posterior remdm".split()))
     found = json.loads((tmp_path / "results" / "ablations.json").read_text())
     rows, every = found["variants"], {f"{path}/{T}" for path in ("posterior", "remdm") for T in (8, 16)}
-    assert list(rows) == ["dsl", "mdlm_more", "mdlm", "dsl_endpoint1", "mdlm_slow", "dsl_better", "dsl_clean1"] and len(ran) == 19
-    asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran[-6:])}
-    models = "dsl_endpoint1", "mdlm_slow", "dsl_better"
+    assert list(rows) == ["dsl", "masked", "mdlm_more", "mdlm", "dsl_endpoint1", "mdlm_slow", "dsl_clean1"]
+    assert len(ran) == TRAININGS + 4
+    asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran[-4:])}
+    models = "dsl_endpoint1", "mdlm_slow"
     assert {name: a.seed for name, a in asked.items()} == {f"{model}-{seed}": seed for model in models for seed in (0, 2)}
     assert asked["dsl_endpoint1-2"].endpoint == 1 and asked["mdlm_slow-2"].lr == 2e-3 and set(rows["dsl_endpoint1"]["nll"]) == every
     assert all(set(rows[of]["nll"]) == {"remdm/8", "remdm/16"} and rows[of]["fixed_at_98"] for of in ("mdlm_more", "mdlm", "mdlm_slow"))
@@ -341,6 +371,7 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     shown = [sampler_args(shlex.split(json.loads(path.read_text().splitlines()[0])["settings"])[1:])
              for path in Path("out/reproduce/samples_ablation/dsl_clean1").glob("*/*.jsonl")]
     assert {s.steps for s in shown} == {8, 16} and next(s for s in shown if s.path == "remdm").top_p == 0.9  # what the claim fixes
+    assert set(rows["masked"]["nll"]) == every
     assert {(s.clean_snr, s.ckpt) for s in shown} == {(1.0, "out/reproduce/dsl-0/ckpt.pt")}
     assert (tmp_path / "results" / "ablations_correction.png").exists()
     assert "dsl_endpoint1" in capsys.readouterr().out
