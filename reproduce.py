@@ -19,7 +19,7 @@ import sys
 from dataclasses import asdict
 
 from config import Problem, run
-from reproduce_config import ALONE, CURVES, SCALES, SEEDS, THROWN_AWAY, WAYS
+from reproduce_config import ALONE, CURVES, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
 from reproduce_config import best_path, cells, nll_of, parse_args, sampling, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
@@ -145,47 +145,45 @@ def sample_all(cfg, tasks, what):
 
 AT, FINALS, FINALISTS = 32, (8, 64), 2
 TRY = {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
+GAMMAS = (1.0, 4.0)  # beside the sampler's own
 
 
 def tune_all(cfg, rates, judge, target):
-    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best at T = 8 and 64, a second time
-    if their texts were all more or all less varied than the data, on one seed that is then thrown away -> {"model/path": [{"T", "setting",
-    "nll", "temperature" that gives that entropy, ...}]}."""
-    plan = {}
+    """The judge's NLL at the data's entropy of every setting of every path at T = 32, of other GAMMAS for the best one of a path that has a
+    gamma, and of the two best at T = 8 and 64; a second time if their texts were all more or all less varied than the data. On one seed
+    that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    found = {curve.name: [] for curve in CURVES}
 
-    def add(curve, T, setting, temperatures):
+    def argvs(curve, T, setting, temperatures):
         seed = THROWN_AWAY if curve.model in ALONE else f"lr{rates[curve.model]}"
-        plan[curve.model, curve.path, T, str(setting)] = [
-            sampling(cfg, curve, seed, T, t, setting, SCALES[cfg.scale].tuning_texts, "_tuning") for t in temperatures]
+        return [sampling(cfg, curve, seed, T, t, setting, SCALES[cfg.scale].tuning_texts, "_tuning") for t in temperatures]
 
-    def look(curve, T, setting):
-        argvs = plan[curve.model, curve.path, T, str(setting)]
-        cold, hot = (sampler_args(argv).temperature for argv in argvs)
-        c = arrays(cfg, {"": argvs}, judge)[""]
+    def look(curve, T, setting, temperatures):
+        c, (cold, hot) = arrays(cfg, {"": argvs(curve, T, setting, temperatures)}, judge)[""], temperatures
         low, high = c["entropy"].mean(2)[0].tolist()
         share = (target - low) / (high - low) if high - low > 0.01 else 0.5
         return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot], "entropy": [low, high],
                 "temperature": cold * (hot / cold) ** min(2.0, max(-1.0, share))}  # within reason
 
-    for curve in CURVES:
-        for setting in curve.grid:
-            add(curve, AT, setting, TRY[setting.get("top_p", curve.fixed.get("top_p"))])
-    sample_all(cfg, tasks_of(plan), "tuning, 1 of 3")
-    found = {curve.name: [look(curve, AT, setting) for setting in curve.grid] for curve in CURVES}
-    again = [(curve, T, entry) for curve in CURVES if curve.path != "ar" for T in FINALS
-             for entry in sorted(found[curve.name], key=nll_of)[:FINALISTS]]
-    for curve, T, entry in again:
-        add(curve, T, entry["setting"], [entry["temperature"] * factor for factor in (0.85, 1.15)])
-    sample_all(cfg, tasks_of(plan), "tuning, 2 of 3")
-    for curve, T, entry in again:
-        found[curve.name].append(look(curve, T, entry["setting"]))
-    beside = [(curve, entry) for curve in CURVES for entry in found[curve.name][len(curve.grid) :]  # temperatures that miss that entropy
-              if not entry["entropy"][0] <= target <= entry["entropy"][1]]
-    for curve, entry in beside:
-        add(curve, entry["T"], entry["setting"], [entry["temperature"] * factor for factor in (0.94, 1.06)])
-    sample_all(cfg, tasks_of(plan), "tuning, 3 of 3")
-    for curve, entry in beside:
-        entry.update(look(curve, entry["T"], entry["setting"]))
+    def attempt(wanted, number):
+        """Sample `wanted`, a list of (curve, T, setting, two temperatures), and keep what came out."""
+        plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
+        sample_all(cfg, tasks_of(plan), f"tuning, {number} of 4")
+        for curve, T, setting, temperatures in wanted:
+            others = [entry for entry in found[curve.name] if (entry["T"], entry["setting"]) != (T, setting)]
+            found[curve.name] = [*others, look(curve, T, setting, temperatures)]
+
+    def again(curve, T, entry, factors=(0.85, 1.15), **changed):
+        return curve, T, {**entry["setting"], **changed}, [entry["temperature"] * factor for factor in factors]
+
+    def best(curve, n):
+        return sorted(found[curve.name], key=nll_of)[:n]
+
+    attempt([(curve, AT, setting, TRY[setting.get("top_p", curve.fixed.get("top_p"))]) for curve in CURVES for setting in curve.grid], 1)
+    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in CURVES if curve.path in RANKED for gamma in GAMMAS], 2)
+    attempt([again(curve, T, entry) for curve in CURVES if curve.path != "ar" for T in FINALS for entry in best(curve, FINALISTS)], 3)
+    attempt([again(curve, entry["T"], entry, (0.94, 1.06)) for curve in CURVES for entry in found[curve.name]
+             if entry["T"] in FINALS and not entry["entropy"][0] <= target <= entry["entropy"][1]], 4)
     return found
 
 

@@ -90,6 +90,7 @@ NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
 SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-loop": LOOP, "remdm-conf": NUCLEUS, "recorded": REMASK,
           "forward-backward": NUCLEUS, "confidence": NUCLEUS}
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
+RANKED = ("posterior", "soft", "recorded")  # paths that have a gamma
 PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
 ALONE = ("ar", "mdlm")  # one training each, sampled with every seed
 CURVES = [Curve("ar", "ar", NUCLEUS), Curve("mdlm", "mdlm", NUCLEUS), Curve("mdlm", "remdm", [{}], PUBLISHED),
