@@ -16,10 +16,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from config import Problem, run
-from reproduce_config import ALONE, CURVES, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
+from reproduce_config import ALONE, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
 from reproduce_config import best_path, cells, nll_of, parse_args, sampling, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
@@ -43,6 +43,7 @@ from sampler import Writer, generate, load_for_sampling, template
 from sampler_config import parse_args as sampler_args
 from train import MAY_CHANGE
 from train_config import parse_args as train_args
+from validate import own_loss
 
 def shares(cfg):
     """How many processes work at once, and the threads of each."""
@@ -91,8 +92,13 @@ def train_all(cfg, plan):
 
 
 def best_rates(cfg, found):
-    """{model: the learning rate with the lowest random-order bound}; equal effort, one criterion for all losses."""
-    return {model: min(SCALES[cfg.scale].lrs, key=lambda lr: found[f"{model}-lr{lr}"]["validation"]["roar"][0]) for model in WAYS}
+    """{model: the learning rate with the lowest validation value of the loss that the model is trained with}; equal effort for all."""
+    plan, lrs = trainings(cfg), SCALES[cfg.scale].lrs
+
+    def loss(name):
+        return own_loss(found[name]["validation"], train_args(plan[name]))
+
+    return {model: min(lrs[model], key=lambda lr: loss(f"{model}-lr{lr}")) for model in WAYS}
 
 
 # ---- sampling and judging ----------------------------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ def tune_all(cfg, rates, judge, target):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, of other GAMMAS for the best one of a path that has a
     gamma, and of the two best at T = 8 and 64; a second time if their texts were all more or all less varied than the data. On one seed
     that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
-    found = {curve.name: [] for curve in CURVES}
+    found = {curve.name: [] for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
         seed = THROWN_AWAY if curve.model in ALONE else f"lr{rates[curve.model]}"
@@ -179,10 +185,10 @@ def tune_all(cfg, rates, judge, target):
     def best(curve, n):
         return sorted(found[curve.name], key=nll_of)[:n]
 
-    attempt([(curve, AT, setting, TRY[setting.get("top_p", curve.fixed.get("top_p"))]) for curve in CURVES for setting in curve.grid], 1)
-    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in CURVES if curve.path in RANKED for gamma in GAMMAS], 2)
-    attempt([again(curve, T, entry) for curve in CURVES if curve.path != "ar" for T in FINALS for entry in best(curve, FINALISTS)], 3)
-    attempt([again(curve, entry["T"], entry, (0.94, 1.06)) for curve in CURVES for entry in found[curve.name]
+    attempt([(curve, AT, setting, TRY[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], 1)
+    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in cfg.curves if curve.path in RANKED for gamma in GAMMAS], 2)
+    attempt([again(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in best(curve, FINALISTS)], 3)
+    attempt([again(curve, entry["T"], entry, (0.94, 1.06)) for curve in cfg.curves for entry in found[curve.name]
              if entry["T"] in FINALS and not entry["entropy"][0] <= target <= entry["entropy"][1]], 4)
     return found
 
@@ -217,7 +223,7 @@ def claim(cfg, rates):
         with open(path) as f:
             stored = json.load(f)
         tuning = stored["paths"] if stored["judge"] == judge.key and stored["learning_rates"] == rates else {}
-    if tuning.keys() != {curve.name for curve in CURVES}:
+    if tuning.keys() != {curve.name for curve in cfg.curves}:
         tuning = tune_all(cfg, rates, judge, target[0])
         save_json(path, judge=judge.key, learning_rates=rates, paths=tuning)
     plan, ours = cells(cfg, tuning, judge.context), best_path(tuning, "dsl")
@@ -251,6 +257,7 @@ def again(cfg):
     plan = trainings(cfg, stored["learning_rates"])
     train_all(cfg, {key: plan[key] for key in ("mdlm", "judge", *(f"{name.split('/')[0]}-{seed}" for seed in SEEDS), "ar") if key in plan})
     judge, *_ = prepare(cfg)
+    cfg = replace(cfg, paths=tuple(stored["config"]["paths"]))
     plan = {key: argvs for key, argvs in cells(cfg, stored["tuning"], judge.context, "_again").items() if key == (name, int(T))}
     sample_all(cfg, tasks_of(plan), f"sampling {cfg.cell}")
     (c,) = arrays(cfg, plan, judge).values()
@@ -265,7 +272,7 @@ def main(cfg):
     if meta["val"]["tokens"] < (needed := 2 * len(SEEDS) * scale.duel_texts * length):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
-    print(f"{cfg.scale}: {len(plan) + len(WAYS) * len(SEEDS)} trainings on {cfg.data}, {len(CURVES)} curves at T = {cfg.steps}, "
+    print(f"{cfg.scale}: {len(plan) + len(WAYS) * len(SEEDS)} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, "
           f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))
@@ -274,7 +281,7 @@ def main(cfg):
         return again(cfg)
     found = train_all(cfg, plan)
     rates = best_rates(cfg, found)
-    print(f"learning rates {rates}, of {', '.join(scale.lrs)}", flush=True)
+    print(f"learning rates {rates}, of {scale.lrs}", flush=True)
     found |= train_all(cfg, trainings(cfg, rates))
     save_json(f"{cfg.results}_training.json", learning_rates=rates, trainings=found)
     os.makedirs(f"{cfg.results}_logs", exist_ok=True)

@@ -24,6 +24,7 @@ class Config:
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
+    paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
@@ -32,6 +33,8 @@ class Config:
             raise ValueError("--workers cannot be negative")
         if self.calls and not {4, 16} <= set(self.calls) <= set(SCALES[self.scale].steps):
             raise ValueError(f"--calls are 4, 16 (the claim compares T with 4 T) and more of {SCALES[self.scale].steps}")
+        if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
+            raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
         if self.cell and not re.fullmatch(r"[\w+-]+/[\w-]+/\d+", self.cell):
             raise ValueError("--cell is model/path/T, for example dsl/posterior/32")
 
@@ -39,6 +42,10 @@ class Config:
     def steps(self):
         """T of the cells."""
         return tuple(sorted(self.calls)) or SCALES[self.scale].steps
+
+    @property
+    def curves(self):
+        return [curve for curve in CURVES if not self.paths or curve.path in (*self.paths, "ar")]
 
 
 def parse_args(argv=None, description=None):
@@ -54,21 +61,24 @@ class Scale(NamedTuple):
     pretrain: int  # steps of the MDLM
     tune: int  # steps of what goes on from it
     ar: int  # steps of the judge and of the AR baseline; fewer, because an autoregressive model of this size needs fewer
-    lrs: tuple
+    lrs: dict  # of each of WAYS
     steps: tuple
     tuning_texts: int
     texts: int
     duel_texts: int  # of the cells in which the claim is decided
 
 
-SCALES = {
-    "cpu": Scale("", "1e-3", 9600, 2000, 4800, ("5e-4", "1e-3", "2e-3", "4e-3"), (4, 8, 16, 32, 64, 128, 256), 36, 45, 170),
-    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
-                 20_000, ("1e-4", "2e-4", "4e-4", "8e-4"), (4, 8, 16, 32, 64, 128, 256, 512), 200, 400, 1000),
-}
-SEEDS, THROWN_AWAY = (0, 1, 2), 9
 # how a model goes on from the MDLM: by MDLM's loss, by DSL's unweighted loss on masked texts alone, and by DSL
 WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "--endpoint", "1"], "dsl": ["--objective", "dsl"]}
+LRS, GPU_LRS = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3"), ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
+SCALES = {
+    "cpu": Scale("", "1e-3", 9600, 2000, 4800, {"mdlm_more": LRS[:4], "masked": LRS[:4], "dsl": LRS[1:]}, (4, 8, 16, 32, 64, 128, 256),
+                 36, 45, 170),
+    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
+                 20_000, {"mdlm_more": GPU_LRS[:4], "masked": GPU_LRS[:4], "dsl": GPU_LRS[1:]}, (4, 8, 16, 32, 64, 128, 256, 512),
+                 200, 400, 1000),
+}
+SEEDS, THROWN_AWAY = (0, 1, 2), 9
 
 
 class Curve(NamedTuple):
@@ -111,8 +121,8 @@ def trainings(cfg, best=None):
     plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr],
             "judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
             "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    for model, lr in itertools.product(WAYS, scale.lrs):
-        plan[f"{model}-lr{lr}"] = [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)]
+    for model, rates in scale.lrs.items():
+        plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)] for lr in rates}
     for seed, model in itertools.product(SEEDS, WAYS) if best else ():
         plan[f"{model}-{seed}"] = [*WAYS[model], *start, "--lr", best[model], "--seed", str(seed)]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
@@ -164,7 +174,7 @@ def best_path(tuning, model, at=(8, 32)):
 def cells(cfg, tuning, length, tag="", texts=0):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures around that of the data's entropy."""
     plan = {}
-    for curve in CURVES:
+    for curve in cfg.curves:
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, texts or SCALES[cfg.scale].texts, tag)

@@ -1,13 +1,14 @@
 """Validation: likelihood bounds in bits per byte, and the loss by SNR. Windows are shared out over the ranks."""
 
 import math
+from statistics import NormalDist
 
 import torch
 from tqdm import tqdm
 
 from data import load_tokens, val_windows
-from dsl_loss import (SNRMix, ar_logits, ce_by_snr, critical_snr, diffusion_bound, draw_corruption, dsl_ce, keyed_generator,
-                      mean_and_stderr, roar_bound, snr_grid, token_ce)
+from dsl_loss import (SNR_BINS, SNRMix, ar_logits, ce_by_snr, critical_snr, diffusion_bound, draw_corruption, dsl_ce,
+                      keyed_generator, mean_and_stderr, roar_bound, snr_grid, token_ce)
 from runtime import gather
 
 
@@ -60,6 +61,19 @@ def evaluate(cfg, model, meta, device, rank=0, world=1):
 
         scores["by_snr"] = ce_by_snr(*share(ce_and_snr, windows[::4], "loss by SNR").unbind(1), t_c)
     return scores
+
+
+def own_loss(scores, cfg):
+    """The validation value of the loss that a run `cfg` minimises, from its `scores`: of MDLM's the random-order bound; of DSL's the mean
+    cross-entropy over its mixture, put together from the bins of `by_snr` by the share of tokens that training has in each."""
+    if cfg.objective != "dsl":
+        return scores["roar" if cfg.objective == "mdlm" else "nll"][0]
+    ce = {name: mean for name, (mean, _) in scores["by_snr"].items()}
+    log_normal, masked = NormalDist(math.log(cfg.snr_median), max(cfg.snr_sigma, 1e-9)), (cfg.length + 1) / (2 * cfg.length)
+    below = [log_normal.cdf(math.log(edge)) if edge else 0.0 for edge in SNR_BINS[:-1]] + [1.0]
+    shares = {f"{low:g}-{high:g}": b - a for low, high, a, b in zip(SNR_BINS, SNR_BINS[1:], below, below[1:])}
+    local = sum(share * ce.get(name, 0.0) for name, share in shares.items())
+    return cfg.endpoint * (masked * ce["masked"] + (1 - masked) * ce["clean"]) + (1 - cfg.endpoint) * local
 
 
 def describe(scores, windows):

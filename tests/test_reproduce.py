@@ -1,0 +1,283 @@
+"""reproduce.py and ablate.py: their plan, and the whole of them on a toy."""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import train
+from train_config import parse_args as train_args
+
+import ablate
+import reproduce
+import reproduce_config
+from config import Problem
+from dsl_loss import SNR_BINS, SNRMix, ce_by_snr, draw_corruption, is_endpoint
+from reproduce_config import SEEDS, Curve, Scale, cells, flags, parse_args, sampling, tasks_of, trainings
+from sampler_config import parse_args as sampler_args
+from validate import own_loss
+
+SAMPLE_ALL = reproduce.sample_all  # the fixture replaces it
+
+# ---- the plan ----------------------------------------------------------------------------------------------------------------
+
+
+def test_all_ways_of_going_on_get_the_same_training():
+    plan = trainings(parse_args([]), {"mdlm_more": "1e-3", "masked": "4e-3", "dsl": "2e-3"})
+    for seed in SEEDS:
+        ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
+        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
+        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "lr", "out_dir"}
+    for argv in plan.values():
+        assert train_args(argv).dataset == "pydocs"
+    assert len({argv[argv.index("--out_dir") + 1] for argv in plan.values()}) == len(plan)
+
+
+@pytest.mark.parametrize("flags", ["", "--endpoint 0.25 --snr_median 2 --snr_sigma 0.5", "--endpoint 1"])
+def test_own_loss_weighs_every_snr_as_training_draws_it(flags):
+    """64,000 tokens whose loss depends on the bin of their SNR, between 0 and 2.3: their mean is known to .003, and .015 is 5 of that."""
+    cfg = train_args(["--preset", "demo", "--length", "16", *flags.split()])
+    mix, samples = SNRMix(cfg.endpoint, cfg.common, cfg.snr_median, cfg.snr_sigma), list(range(4000))
+    samples.sort(key=lambda s: not is_endpoint(s, cfg.endpoint))
+    snr, _ = draw_corruption(0, samples, cfg.length, 2, 11.0, mix)
+    ce = torch.where(snr.isinf(), 0.1, 2.3 - 0.4 * torch.bucketize(snr / 11.0, torch.tensor(SNR_BINS[:-1])))
+    scores = {"by_snr": ce_by_snr(ce, snr, 11.0), "roar": (9.0, 0.1)}
+    assert own_loss(scores, cfg) == pytest.approx(ce.mean().item(), abs=0.015)
+    assert own_loss({"by_snr": {name: (1.0, 0.0) for name in ("masked", "clean")}, "roar": (9.0, 0.1)}, cfg) == pytest.approx(cfg.endpoint)
+    assert own_loss(scores, replace(cfg, objective="mdlm")) == 9.0
+
+
+def test_remasks_per_token_become_each_path_s_own_flag():
+    assert flags(Curve("dsl", "posterior", []), {"R": 4, "top_p": 1.0}, 32) == {"top_p": 1.0, "remask_budget": 4}
+    assert flags(Curve("dsl", "remdm-cap", []), {"R": 4}, 32) == {"eta": 0.125}
+    assert flags(Curve("dsl", "remdm-loop", []), {"R": 4}, 32) == {"eta": 0.25}
+    assert flags(Curve("dsl", "remdm-loop", []), {"R": 4}, 4) == {"eta": 1.0}
+
+
+def test_every_cell_is_a_command_line_of_the_sampler():
+    tuning = {c.name: [{"T": T, "setting": c.grid[-1], "nll": 2.0, "temperature": t} for T, t in ((8, 0.8), (32, 1.0), (128, 1.1))]
+              for c in reproduce_config.CURVES}
+    plan = cells(parse_args([]), tuning, 128)
+    outs = [argv[-1] for argvs in plan.values() for argv in argvs]
+    assert len(outs) == len(set(outs)) and len(plan) == 7 * (len(reproduce_config.CURVES) - 1) + 1
+    for (name, T), argvs in plan.items():
+        settings = [sampler_args(argv) for argv in argvs]
+        assert len(settings) == 6 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
+        assert len({s.seed for s in settings}) == 3 and len({s.temperature for s in settings}) == 2
+    assert sum(map(len, tasks_of({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
+
+
+def test_settings_of_the_nearest_tuning_with_temperatures_between():
+    def tried(T, R, nll, temperature):
+        return {"T": T, "setting": {"R": R}, "nll": nll, "temperature": temperature}
+
+    entries = [tried(32, 2, 2.0, 0.8), tried(32, 4, 2.1, 0.9), tried(32, 8, 2.9, 2.0), tried(8, 2, 3.0, 1.0), tried(8, 4, None, 1.0),
+               tried(128, 2, 1.9, 0.6), tried(128, 4, 1.7, 1.3)]
+    assert [reproduce_config.settings_at(entries, T)[0]["R"] for T in (4, 8, 16, 32, 64, 128, 256)] == [2, 2, 2, 2, 4, 4, 4]
+    assert [reproduce_config.settings_at(entries, T)[1] for T in (4, 16, 32, 64, 256)] == pytest.approx([1.0, 0.9, 0.8, 1.1, 1.3])
+    assert reproduce_config.best_path({"dsl/a": entries, "dsl/b": [tried(8, 1, 3.0, 1.0), tried(32, 1, 1.9, 1.0)],
+                                       "mdlm/a": [tried(8, 1, 0.0, 1.0), tried(32, 1, 0.0, 1.0)]}, "dsl") == "dsl/b"
+
+
+# ---- the whole ---------------------------------------------------------------------------------------------------------------
+
+
+TRAININGS = 18
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A scale of seconds: networks of 8 channels, four curves, trainings and samplers in this process."""
+    data = np.random.default_rng(0).integers(97, 105, size=4000).astype(np.uint16)
+    meta = {"name": "toy", "tokenizer": "bytes", "vocab_size": 257, "eos": 256}
+    (tmp_path / "data" / "toy").mkdir(parents=True)
+    for split in ("train", "val"):
+        data.tofile(tmp_path / "data" / "toy" / f"{split}.bin")
+        meta[split] = {"tokens": len(data), "bytes": len(data), "documents": 1}
+    (tmp_path / "data" / "toy" / "meta.json").write_text(json.dumps(meta))
+    network = "--n_layer 1 --n_head 1 --d_model 8 --length 16 --batch_size 4 --eval_windows 17 --dtype float32 --save_every 2"
+    scale = Scale(network, "1e-3", 4, 2, 4, dict.fromkeys(reproduce_config.WAYS, ("1e-3", "4e-3")), (4, 8, 16), 4, 4, 6)
+    monkeypatch.setattr(reproduce_config, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}], {"top_p": 0.9}),
+                                               Curve("masked", "remdm", [{}], {"top_p": 0.9}), Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
+                                               Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
+    monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
+    monkeypatch.setattr(reproduce, "FINALS", (8, 16))
+    monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
+    ran = []
+
+    def run(command, stdout, **rest):
+        ran.append(command)
+        try:
+            train.main(train_args(command[2:]))
+        except Problem as error:
+            print(error, file=stdout)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run, STDOUT=None))
+    monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
+    monkeypatch.chdir(tmp_path)
+    return parse_args(["--data", "toy", "--workers", "1"]), ran
+
+
+def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
+    cfg, ran = toy
+    reproduce.main(cfg)
+    found = json.loads((tmp_path / "results" / "claim.json").read_text())
+    assert len(ran) == TRAININGS == 3 + 3 * 2 + 3 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
+    narrow = {e["tried"][1] / e["tried"][0] < 1.2: e for tried in found["tuning"].values() for e in tried if e["T"] in (8, 16)}
+    assert True in narrow  # some texts were far from the data's entropy, and were drawn again nearer to it
+    assert False not in narrow or narrow[False]["entropy"][0] <= found["data"]["entropy"][0] <= narrow[False]["entropy"][1]
+    tried = [(e["T"], e["setting"]["R"], e["setting"].get("gamma")) for e in found["tuning"]["dsl/posterior"]]
+    assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 4 + 2 * 2
+    assert {t[2] for t in tried} == {None, 1.0, 4.0} and {e["setting"].get("gamma") for e in found["tuning"]["dsl/remdm"]} == {None}
+    cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
+    assert all(duel["num_samples"] == [36, 36] for duel in found["duels"])
+    assert found["cells"]["ar/ar/16"]["num_samples"] == 24 and cell["num_samples"] == 36
+    assert cell["nfe"] <= 4 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1 and 0 < cell["distinct_4"] <= 1
+    assert 0 <= cell["js_1"][0] < cell["js_2"][0] < cell["js_3"][0] < cell["js_4"][0] <= math.log(2)  # as for any two samples of a language
+    assert cell["entropy"][0] < math.log(16) and found["duels"] and (tmp_path / "results" / "claim.png").stat().st_size > 1000
+    made = {"claim.json", "claim_training.json", "claim_tuning.json", "claim.png", "claim_logs"}
+    assert made == {p.name for p in (tmp_path / "results").iterdir()}
+    assert len(list((tmp_path / "results" / "claim_logs").iterdir())) == TRAININGS
+    (control,) = found["controls"].values()
+    assert set(control["same_rule"]) == {"remdm"} and control["published_against_published"]["at"].keys() == {"4"}
+    published = capsys.readouterr().out
+
+    reproduce.main(cfg)  # nothing is left to do: the same numbers
+    again = json.loads((tmp_path / "results" / "claim.json").read_text())
+    assert len(ran) == TRAININGS and again["cells"] == found["cells"] and again["duels"] == found["duels"]
+    assert capsys.readouterr().out.count("== training") == 0 < published.count("== training") == TRAININGS
+
+    reproduce.main(parse_args("--data toy --calls 16 4 --paths remdm --results results/fewer".split()))
+    fewer = json.loads((tmp_path / "results" / "fewer.json").read_text())
+    assert {"dsl/remdm/4", "masked/remdm/16", "ar/ar/16"} < fewer["cells"].keys() and len(ran) == TRAININGS
+    assert not {key for key in fewer["cells"] if key.endswith("/8") or "posterior" in key} and fewer["best_path"] == "dsl/remdm"
+    with pytest.raises(SystemExit):
+        parse_args(["--calls", "4", "8"])  # nothing has four times the calls of another
+
+    reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/8"]))
+    assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == TRAININGS
+    with pytest.raises(Problem, match="has no cell dsl/posterior/5"):
+        reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/5"]))
+
+
+def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path):
+    cfg, ran = toy
+    (tmp_path / "data" / "toy" / "train.bin").write_bytes(b"xx")
+    with pytest.raises(Problem, match="training of mdlm stopped"):
+        reproduce.main(cfg)
+    assert len(ran) == 1 and not (tmp_path / "results").exists()
+    assert "train.bin" in (tmp_path / "out" / "reproduce" / "mdlm.log").read_text()
+
+
+def test_as_many_trainings_at_once_as_there_are_workers(toy, monkeypatch):
+    """The two wait for each other, so one after the other would stop after 20 seconds."""
+    cfg, _ = toy
+    run, both, ends = reproduce.subprocess.run, threading.Barrier(2), threading.Lock()
+
+    def together(command, env, **rest):
+        both.wait(20)
+        assert env["OMP_NUM_THREADS"] == str(max(1, os.cpu_count() // 2))
+        with ends:
+            run(command, **rest)
+
+    monkeypatch.setattr(reproduce.subprocess, "run", together)
+    no_signals = contextlib.nullcontext(SimpleNamespace(agreed=lambda: False))  # they want the main thread
+    monkeypatch.setattr(train, "StopSignal", lambda: no_signals)
+    plan = {name: argv for name, argv in trainings(cfg).items() if name in ("mdlm", "ar")}
+    found = reproduce.train_all(parse_args(["--data", "toy", "--workers", "2"]), plan)
+    assert [found[name]["step"] for name in ("mdlm", "ar")] == [4, 4]
+
+
+def test_workers_write_what_one_process_writes(toy, tmp_path, monkeypatch):
+    cfg, _ = toy
+    reproduce.train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in ("mdlm", "judge", "dsl-lr1e-3")})
+    tasks = [[sampling(cfg, Curve("dsl", path, []), "lr1e-3", 4, 1.0, {}, 3)] for path in ("posterior", "mdlm")]
+    SAMPLE_ALL(parse_args(["--data", "toy", "--workers", "2"]), tasks, "sampling")
+    files = [Path(task[0][-1]) for task in tasks]
+    written = [path.read_bytes() for path in files]
+    for task, path in zip(tasks, files):
+        path.unlink()
+        reproduce.work(cfg, task, 1)
+    assert [path.read_bytes() for path in files] == written and all(text.count(b"\n") == 3 for text in written)
+    again = sampling(cfg, Curve("dsl", "mdlm", []), "lr1e-3", 4, 1.0, {}, 3, "_x")
+    reproduce.work(cfg, [again], 1)
+    assert Path(again[-1]).read_bytes() != written[1]  # --cell draws with another seed
+    monkeypatch.setattr("judge.judge_chunk", None)  # all that follows has been judged
+    c = reproduce.measure(cfg, [task[0] for task in tasks], reproduce.load_judge("out/reproduce/judge/ckpt.pt", torch.device("cpu")))
+    assert len(c["texts"]) == 6 and c["nll"].shape == (6,)
+
+
+def test_fine_tuning_waits_for_its_start(toy):
+    cfg, ran = toy
+    plan = trainings(cfg)
+    reproduce.train_all(cfg, {name: plan[name] for name in ("dsl-lr1e-3", "judge", "mdlm")})
+    assert [command[command.index("--out_dir") + 1].split("/")[-1] for command in ran] == ["judge", "mdlm", "dsl-lr1e-3"]
+
+
+def test_every_variant_is_a_training_or_another_sampling():
+    cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "masked": "4e-3", "dsl": "8e-3"}}
+    asked = {v.name: train_args(ablate.plan_of(cfg, v, published)) for v in ablate.VARIANTS if v.flags}
+    own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
+    assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
+    assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
+    assert asked["lr_twice"].lr == 0.016 and asked["beta_fixed"].lr == 8e-3 and asked["scratch_masks"].endpoint == 1
+    rates = {"slow": 2e-3, "slower": 1e-3}
+    assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
+    alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "D8"], published)
+    assert list(alone) == ["judge", "dsl-0", "masked-0", "mdlm_more-0", "mdlm", "dsl_D8_700-1", "dsl_D8_700-2"]
+    assert {a.objective for name, a in asked.items() if name.startswith("mdlm")} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
+    assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
+
+
+def test_ratios_of_steps_by_the_same_path_and_by_the_best():
+    cfg = ablate.parse_args("--calls 4 8 16 32 --paths remdm posterior".split())
+    mine = {f"remdm/{T}": [3.0 - math.log(T), 0.1] for T in cfg.calls} | {f"posterior/{T}": [math.nan, 0.1] for T in cfg.calls}
+    theirs = {f"remdm/{T}": [3.0 - math.log(T / 2), 0.1] for T in cfg.calls}  # twice as many steps for the same
+    found = ablate.ratios(cfg, mine, theirs)
+    assert all(found["remdm"][kind] == pytest.approx([2, 2, 2, math.nan], nan_ok=True) for kind in ("same", "best"))
+    assert np.isnan(found["posterior"]["best"]).all()
+    back = ablate.ratios(cfg, theirs, mine)
+    assert list(back) == ["remdm"] and back["remdm"]["best"] == pytest.approx([1, 0.5, 0.5, 0.5])  # of fewer than 4 nothing is known
+
+
+def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):
+    cfg, ran = toy
+    monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
+                                             ablate.Variant("mdlm_slow", "--objective mdlm --lr {slow}", "and?", "worse"),
+                                             ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
+    monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
+    analyse = ablate.analyze.main
+    monkeypatch.setattr(ablate.analyze, "main", lambda asked: analyse(replace(asked, num_windows=20)))
+    with pytest.raises(Problem, match="run reproduce.py first"):
+        ablate.main(ablate.parse_args(["--data", "toy"]))
+    reproduce.main(cfg)
+    ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --seeds 0 2 --calls 8 16 --paths posterior remdm".split()))
+    found = json.loads((tmp_path / "results" / "ablations.json").read_text())
+    rows, every = found["variants"], {f"{path}/{T}" for path in ("posterior", "remdm") for T in (8, 16)}
+    assert list(rows) == ["dsl", "masked", "mdlm_more", "mdlm", "dsl_endpoint1", "mdlm_slow", "dsl_clean1"]
+    assert len(ran) == TRAININGS + 4
+    asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran[-4:])}
+    models = "dsl_endpoint1", "mdlm_slow"
+    assert {name: a.seed for name, a in asked.items()} == {f"{model}-{seed}": seed for model in models for seed in (0, 2)}
+    assert asked["dsl_endpoint1-2"].endpoint == 1 and asked["mdlm_slow-2"].lr == 2e-3 and set(rows["dsl_endpoint1"]["nll"]) == every
+    assert all(set(rows[of]["nll"]) == {"remdm/8", "remdm/16"} and rows[of]["fixed_at_98"] for of in ("mdlm_more", "mdlm", "mdlm_slow"))
+    assert not rows["dsl_clean1"]["trained"] and set(rows["dsl_clean1"]["nll"]) == every  # the claim's model
+    two = rows["mdlm_slow"]
+    each = [two["trained"][f"mdlm_slow-{seed}"]["roar"][0] for seed in (0, 2)]
+    assert two["roar"] == pytest.approx([sum(each) / 2, abs(each[0] - each[1]) / 2])  # mean of two and its standard error
+    assert {len(values) for values in two["nll_by_seed"].values()} == {2} and len(rows["mdlm"]["nll_by_seed"]["remdm/8"]) == 1
+    shown = [sampler_args(shlex.split(json.loads(path.read_text().splitlines()[0])["settings"])[1:])
+             for path in Path("out/reproduce/samples_ablation/dsl_clean1").glob("*/*.jsonl")]
+    assert {s.steps for s in shown} == {8, 16} and next(s for s in shown if s.path == "remdm").top_p == 0.9  # what the claim fixes
+    assert set(rows["masked"]["nll"]) == every
+    assert {(s.clean_snr, s.ckpt) for s in shown} == {(1.0, "out/reproduce/dsl-0/ckpt.pt")}
+    assert (tmp_path / "results" / "ablations_correction.png").exists()
+    assert "dsl_endpoint1" in capsys.readouterr().out
