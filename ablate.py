@@ -222,6 +222,8 @@ def published_settings(cfg):
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
+    if untuned := [path for path in cfg.paths if f"dsl/{path}" not in published["tuning"]]:
+        raise Problem(f"{cfg.claim}.json lacks settings for {', '.join(untuned)}: leave them out of --paths, or run reproduce.py with them")
     return published
 
 

@@ -259,6 +259,8 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     with pytest.raises(Problem, match="run reproduce.py first"):
         ablate.main(ablate.parse_args(["--data", "toy"]))
     reproduce.main(cfg)
+    with pytest.raises(Problem, match="lacks settings for hybrid: leave them out"):
+        ablate.main(ablate.parse_args("--data toy --paths posterior hybrid".split()))
     ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --seeds 0 2 --calls 8 16 --paths posterior remdm".split()))
     found = json.loads((tmp_path / "results" / "ablations.json").read_text())
     rows, every = found["variants"], {f"{path}/{T}" for path in ("posterior", "remdm") for T in (8, 16)}
