@@ -16,6 +16,7 @@ Preparation: a document after another; ours gives batches to workers.
 
 import atexit
 import json
+import math
 import os
 import platform
 import shlex
@@ -23,88 +24,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import NamedTuple
 
-from config import arg, parse, run
+from bench_config import parse_args
+from config import Problem, run
 
-PRESETS = {"owt": {}, "demo": dict(vocab_size=257, length=128, n_layer=4, n_head=4, d_model=128, d_embed=32, batch_size=16)}
-ATTENTION = ("flash_attention", "efficient_attention", "cudnn_attention", "math")  # of torch.nn.attention.SDPBackend
-
-
-@dataclass(frozen=True)
-class Config:
-    """What to measure, and at which shape."""
-
-    what: str = arg("sample", "what to measure", choices=("sample", "train", "head", "prepare", "memory"), positional=True)
-    vs: tuple[str, ...] = arg((), "measure the same with each of these flags, too: compile, dtype=float32, ...")
-    preset: str = arg("owt", "the shape, which other flags override: OpenWebText's model, or the demo's", choices=tuple(PRESETS))
-    vocab_size: int = arg(50_257, "V")
-    length: int = arg(1024, "L")
-    n_layer: int = arg(12, "transformer blocks")
-    n_head: int = arg(12, "attention heads")
-    d_model: int = arg(768, "C")
-    d_embed: int = arg(64, "D")
-    endpoint: float = arg(0.5, "train: share of sequences made of clean and masked tokens only")
-    steps: int = arg(256, "sample: T, a step reveals L / T tokens on average")
-    batch_size: int = arg(1, "texts at a time")
-    top_p: float = arg(0.9, "sample: nucleus")
-    whole: bool = arg(False, "sample: with the whole network, not its head alone")
-    repeats: int = arg(7, "timed repeats after one warm-up; the median counts, the quartiles are its spread")
-    compile: bool = arg(False, "train: torch.compile the losses; sample --whole: the network, but not that of the obvious way")
-    static: bool = arg(False, "sample --whole: as sampler.py --static")
-    attention: str = arg("auto", "torch's scaled_dot_product_attention, of its choice or this one; not with --compile",
-                         choices=("auto", *ATTENTION))
-    way: str = arg("ours", "memory: of which cross-entropy", choices=("ours", "obvious", "torch"))
-    tokenizer: str = arg("gpt2", "prepare: gpt2, bytes")
-    workers: int = arg(0, "prepare: processes that tokenise; 0: one for each core")
-    dtype: str = arg("auto", "precision of matrix products; sample: of the backbone alone", choices=("auto", "float32", "bfloat16"))
-    out: str = arg("", "write the numbers to this json")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
-
-    def __post_init__(self):
-        if min(self.vocab_size, self.length, self.d_model, self.steps, self.batch_size, self.repeats, self.n_layer, self.d_embed) < 1:
-            raise ValueError("sizes and counts must be at least 1")
-        if self.compile and self.what == "sample" and not self.whole:
-            raise ValueError("--compile is of the network: sample --whole, or train")
-        if self.compile and self.attention != "auto":
-            raise ValueError("--attention is settled when a graph is compiled, once for all variants: leave out --compile")
-        if not 0 <= self.endpoint <= 1 or self.d_model % (2 * self.n_head):
-            raise ValueError("--endpoint must be between 0 and 1, --d_model an even multiple of --n_head")
-
-
-def parse_args(argv=None):
-    return parse(Config, argv, PRESETS, __doc__)
-
-
-CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
+CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import dsl_loss as losses
 import model as network
 import prepare_owt
 from data import tokenizer
-from dsl_loss import SNRMix, critical_snr, draw_corruption, dsl_loss, feature_ce, keyed_draws, mdlm_loss, stratified
+from dsl_loss import SNRMix, add_noise, critical_snr, draw_corruption, dsl_loss, feature_ce, keyed_draws, mdlm_loss, stratified, to_device
 from model import DSL, ModelConfig, autocast
 from paths import PATHS
 from report import save_json, table
-from runtime import SHAPES, flops_per_token, join_ranks, matmul_ceiling, memory_in_use
+from runtime import SHAPES, flops_per_token, join_ranks, memory_in_use
 from sampler_config import parse_args as sampling_args
 from state import State
-
-
-class Step(NamedTuple):
-    """What is timed: run(i) for i = 0, 1, ..., its tokens, its floating-point operations, and how many a second a matrix product does."""
-
-    run: object
-    tokens: int = 0
-    flops: float = 0.0
-    ceiling: float = 1.0
+from stopwatch import Step, ceiling, profile, timed
 
 
 class Head:
@@ -127,10 +71,13 @@ class Head:
 
 
 def whole_network(cfg, device):
-    """The real network, with weights that are random but for a head as peaked as a trained one's."""
+    """The real network, with random weights: a head as peaked as a trained one's, and open gates, as products of zeros are cheap."""
     torch.manual_seed(0)
     net = DSL(ModelConfig(cfg.vocab_size, cfg.length, cfg.n_layer, cfg.n_head, cfg.d_model, cfg.d_embed)).to(device).eval()
     torch.nn.init.normal_(net.out.weight, std=3 / cfg.d_model**0.5)
+    for block in net.blocks:
+        torch.nn.init.normal_(block.attn_gate, std=0.3)
+        torch.nn.init.normal_(block.mlp_gate, std=0.3)
     return net
 
 
@@ -147,31 +94,6 @@ def obvious_draw(model, h, top_p):
 def attending(run, name):
     """`run` with the attention of that name."""
     return run if name == "auto" else sdpa_kernel(getattr(SDPBackend, name.upper()))(run)
-
-
-def timed(steps, repeats, device):
-    """Seconds of each Step of a dict: median and quartiles over `repeats`, after one warm-up, the device being waited for; tokens a second
-    and MFU where they are counted. The steps take turns, so that a machine that slows down for a while slows all of them down."""
-    seconds, peak = {name: [] for name in steps}, {}
-    for i in range(repeats + 1):
-        for name, step in steps.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            start = time.perf_counter()
-            step.run(i)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-                peak[name] = {"peak_gib": memory_in_use(device)}  # of one step and the weights; a CPU's peak is its process's, see `peaks`
-            seconds[name].append(time.perf_counter() - start)
-    ranked = {name: sorted(all_but_warm_up[1:]) for name, all_but_warm_up in seconds.items()}
-    found = {name: {"median_s": s[len(s) // 2], "quartiles_s": [s[len(s) // 4], s[3 * len(s) // 4]], **peak.get(name, {})}
-             for name, s in ranked.items()}
-    for name, step in steps.items():
-        if step.tokens:
-            found[name]["tokens_per_s"] = step.tokens / found[name]["median_s"]
-        if step.flops:
-            found[name] |= {"mfu": step.flops / found[name]["median_s"] / step.ceiling, "flops": step.flops, "ceiling": step.ceiling}
-    return found
 
 
 def sample(cfg, device):
@@ -202,39 +124,48 @@ def sample(cfg, device):
 
     halfway = {path: partial(ours, path, cfg.steps // 2) for path in ("remdm-cap", "posterior")}
     steps = {"ours": partial(ours, "mdlm", 0), **halfway, "obvious": obvious}
-    tokens, ceiling = cfg.batch_size * cfg.length, matmul_ceiling(device, autocast(device, cfg.dtype)) if cfg.whole else 1.0
+    tokens, most = cfg.batch_size * cfg.length, ceiling(device, cfg.dtype) if cfg.whole else 1.0
     flops = tokens * flops_per_token(replace(model.config, vocab_size=0)) / 3 if cfg.whole else 0.0  # forward alone
-    return {name: Step(torch.no_grad()(step), tokens / cfg.steps, flops, ceiling) for name, step in steps.items()}
+    return {name: Step(torch.no_grad()(step), tokens / cfg.steps, flops, most) for name, step in steps.items()}
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------------
 
 
 def plainly(loss):
-    """`loss` the obvious way: everything of (tokens, V) at once, and kept."""
+    """`loss` the obvious way: everything of (tokens, V) at once, kept, and as wide as it is."""
     def whole(*args):
-        pieces, network.WIDE = network.WIDE, 2**62
+        kept = network.WIDE, network.pads, losses.pads
+        network.WIDE, network.pads, losses.pads = 2**62, lambda x: False, lambda x: False
         try:
             return loss(*args)
         finally:
-            network.WIDE = pieces
+            network.WIDE, network.pads, losses.pads = kept
     return whole
+
+
+def dense_dsl_loss(model, x0, snr, eps):
+    """`dsl_loss` with the view computed for every token: [MASK] is evidence at SNR 0, a clean token evidence at a very large one."""
+    eps = F.pad(eps, (0, 0, 0, 0, len(x0) - len(eps), 0))
+    h = model.embed_noisy(add_noise(F.embedding(x0, model.E), snr.clamp(max=1e6), eps))
+    return feature_ce(model, model.hidden(h), x0).mean(),
 
 
 def train(cfg, device):
     """Forward and backward of a batch, without the optimiser: the MDLM and the DSL loss, and DSL the obvious way -> {name: Step}."""
     net, t_c, mix = whole_network(cfg, device), critical_snr(cfg.vocab_size), SNRMix(cfg.endpoint)
     n_end = round(cfg.batch_size * cfg.endpoint)
-    losses = {"mdlm": mdlm_loss, "dsl": dsl_loss, "dsl, obvious": plainly(dsl_loss)}
+    ways = {"mdlm": mdlm_loss, "dsl": dsl_loss, "dsl, obvious": plainly(dense_dsl_loss)}
     if cfg.compile:
-        losses = {name: torch.compile(loss) for name, loss in losses.items() if "obvious" not in name}
+        ways = {name: torch.compile(loss) for name, loss in ways.items() if "obvious" not in name}
 
     def step(name, loss):
         def once(i):
             samples = list(range(i * cfg.batch_size, (i + 1) * cfg.batch_size))
             x0 = torch.randint(cfg.vocab_size, (cfg.batch_size, cfg.length), device=device)
             if name == "mdlm":
-                noise = stratified(0, samples).float().clamp(min=1e-3).to(device), keyed_draws(0, samples, cfg.length, None, device)[0]
+                t = to_device(stratified(0, samples).float().clamp(min=1e-3), device)
+                noise = t, keyed_draws(0, samples, cfg.length, None, device)[0]
             else:  # endpoint sequences first, n_end of them whatever the batch
                 parts = [draw_corruption(0, rows, cfg.length, cfg.d_embed, t_c, mix._replace(endpoint=share), device)
                          for rows, share in ((samples[:n_end], 1.0), (samples[n_end:], 0.0)) if rows]
@@ -244,9 +175,9 @@ def train(cfg, device):
             net.zero_grad()
         return once
 
-    ceiling, tokens = matmul_ceiling(device, autocast(device, cfg.dtype)), cfg.batch_size * cfg.length
-    flops = {name: tokens * flops_per_token(net.config, 1.0 if name == "mdlm" else n_end / cfg.batch_size) for name in losses}
-    return {name: Step(step(name, loss), tokens, flops[name], ceiling) for name, loss in losses.items()}
+    most, tokens = ceiling(device, cfg.dtype), cfg.batch_size * cfg.length
+    flops = {name: tokens * flops_per_token(net.config, 1.0 if name == "mdlm" else n_end / cfg.batch_size) for name in ways}
+    return {name: Step(step(name, loss), tokens, flops[name], most) for name, loss in ways.items()}
 
 
 def torch_ce(net, h, x0):
@@ -277,9 +208,14 @@ def head(cfg, device):
 
 
 def memory(cfg, device):
-    """Peak GiB that the cross-entropy of features (B, L, C) and its gradients add to what is there before."""
-    once, before = head(cfg, device)[cfg.way].run, memory_in_use(device)
-    once()
+    """Peak GiB that the cross-entropy of features (B, L, C), or with --loss DSL's whole loss with one block, and its gradients add to what
+    is there before."""
+    if cfg.loss:
+        once = train(replace(cfg, n_layer=1), device)["dsl, obvious" if cfg.way == "obvious" else "dsl"].run
+    else:
+        once = head(cfg, device)[cfg.way].run
+    before = memory_in_use(device)
+    once(0)
     return memory_in_use(device) - before
 
 
@@ -287,8 +223,8 @@ def memory(cfg, device):
 
 
 def prepare(cfg, device):
-    """Tokenise this Python's documentation ten times over -> {name: Step}. Ours is the whole script: it starts, reads and writes files."""
-    documents, folder = list(prepare_owt.pydocs(None)[3]) * 10, tempfile.mkdtemp()
+    """Tokenise this Python's documentation some times over -> {name: Step}. Ours is the whole script: it starts, reads, writes files."""
+    documents, folder = list(prepare_owt.pydocs(None)[3]) * cfg.copies, tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     tok, workers = tokenizer(cfg.tokenizer), cfg.workers or os.cpu_count()
     with open(f"{folder}/text.jsonl", "w") as f:
@@ -313,36 +249,53 @@ def prepare(cfg, device):
 
 
 def peaks(cfg):
-    """`memory` of the WAYS at 8 x L tokens, each in a process of its own, as a peak never falls -> {name: GiB}."""
-    flags = [f"--{name}={getattr(cfg, name)}" for name in ("vocab_size", "length", "d_model", "n_head", "dtype", "device")]
-    command = [sys.executable, __file__, "memory", "--batch_size", "8", *flags]
+    """`memory` at 8 x L tokens, of DSL's loss for `train` and of the cross-entropy in all WAYS for `head`, each in a process of its own, as
+    a peak never falls -> {name: GiB}."""
+    flags = [f"--{name}={getattr(cfg, name)}" for name in ("vocab_size", "length", "d_model", "n_head", "d_embed", "dtype", "device")]
+    command = [sys.executable, __file__, "memory", "--batch_size", "8", *flags, *["--loss"] * (cfg.what == "train")]
     return {way: float(subprocess.run([*command, "--way", way], check=True, capture_output=True, text=True).stdout.split()[-1])
             for way in (WAYS if cfg.what == "head" else ("ours", "obvious"))}
+
+
+def show(cfg, times, ratio, held, shares):
+    """Print what was measured."""
+    rows = [[name, f"{1000 * t['median_s']:.2f}", " to ".join(f"{1000 * q:.2f}" for q in t["quartiles_s"]), f"{ratio[name]:.2f}",
+             f"{t['tokens_per_s']:,.0f}" if "tokens_per_s" in t else "-", f"{t['mfu']:.1%}" if "mfu" in t else "-",
+             f"{t['peak_gib']:.1f}" if "peak_gib" in t else "-"] for name, t in times.items()]
+    print(table(["", "ms", "quartiles", "this / mdlm" if cfg.what == "train" else "obvious / this", "tokens/s", "MFU", "GiB"], rows))
+    if held:
+        of = "DSL's loss" if cfg.what == "train" else "cross-entropy"
+        print(f"{of} of 8 x L tokens, peak GiB: " + ", ".join(f"{name} {gib:.2f}" for name, gib in held.items()))
+    for name, share in shares.items():
+        print(f"{name}: " + ", ".join(f"{operation} {part:.0%}" for operation, part in share.items()))
 
 
 def main(cfg, argv):
     *_, device = join_ranks(cfg.device)  # as train.py
     if cfg.what == "memory":
         return print(memory(cfg, device))
+    variants = {"": cfg, **{f", {flag}": parse_args([*argv, *shlex.split(f"--{flag}")]) for flag in cfg.vs}}
+    if len({variant.attention for variant in variants.values() if variant.compile}) > 1:
+        raise Problem("attention is settled when a graph is compiled, once for all: compile with one --attention at a time")
     shape = "" if cfg.what == "prepare" else f"{cfg.batch_size} x {cfg.length} tokens, V = {cfg.vocab_size:,}, C = {cfg.d_model}, "
     print(f"{cfg.what}: {shape}on {device}, {torch.get_num_threads()} threads", flush=True)
     held = peaks(cfg) if cfg.what in ("train", "head") else {}  # first: a child process starts from its parent's peak
-    variants = {"": cfg, **{f", {flag}": parse_args([*argv, *shlex.split(f"--{flag}")]) for flag in cfg.vs}}
-    steps = {name + flag: step._replace(run=attending(step.run, variant.attention)) for flag, variant in variants.items()
-             for name, step in {"sample": sample, "train": train, "head": head, "prepare": prepare}[cfg.what](variant, device).items()}
+    steps, base_of = {}, {}
+    for flag, variant in variants.items():
+        for name, step in {"sample": sample, "train": train, "head": head, "prepare": prepare}[cfg.what](variant, device).items():
+            steps[name + flag] = step._replace(run=attending(step.run, variant.attention))
+            base_of[name + flag] = ("mdlm" if cfg.what == "train" else "obvious") + flag
     times = timed(steps, cfg.repeats, device)
-    base, ratio_of = ("mdlm", "this / mdlm") if cfg.what == "train" else ("obvious", "obvious / this")
-    ratio = {name: (t["median_s"] / times[base]["median_s"]) ** (1 if cfg.what == "train" else -1) for name, t in times.items()}
-    rows = [[name, f"{1000 * t['median_s']:.2f}", " to ".join(f"{1000 * q:.2f}" for q in t["quartiles_s"]), f"{ratio[name]:.2f}",
-             f"{t['tokens_per_s']:,.0f}" if "tokens_per_s" in t else "-", f"{t['mfu']:.1%}" if "mfu" in t else "-"]
-            for name, t in times.items()]
-    print(table(["", "ms", "quartiles", ratio_of, "tokens/s", "MFU"], rows))
-    if held:
-        print("cross-entropy of 8 x L tokens, peak GiB: " + ", ".join(f"{name} {gib:.2f}" for name, gib in held.items()))
+    second = {name: t["median_s"] for name, t in times.items()}
+    ratio = {name: (s / second.get(base_of[name], math.nan)) ** (1 if cfg.what == "train" else -1) for name, s in second.items()}
+    shares = {name: profile(steps[name], device) for name in times} if cfg.profile else {}
+    show(cfg, times, ratio, held, shares)
     if cfg.out:
-        processor = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.machine())
-        about = {"processor": processor, "device_used": str(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        save_json(cfg.out, **about, **asdict(cfg), times=times, ratio=ratio, loss_memory_gib=held)
+        cpu = getattr(torch.cpu, "get_capabilities", dict)()
+        processor = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu.get("cpu_name", platform.machine())
+        about = {"processor": processor, "amx": cpu.get("amx_bf16"), "avx512_bf16": cpu.get("avx512_bf16"), "device_used": str(device),
+                 "threads": torch.get_num_threads(), "torch": torch.__version__}
+        save_json(cfg.out, **about, **asdict(cfg), times=times, ratio=ratio, memory_gib=held, shares=shares)
 
 
 if __name__ == "__main__":

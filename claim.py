@@ -28,6 +28,12 @@ def at_entropy(nll, entropy, target):
     return nll.mean() + gap * (nll[:, 1].mean() - nll[:, 0].mean()) / step
 
 
+def place(entropy, target):
+    """Where the entropy `target` lies between a cell's two temperatures: 0 is the colder's, 1 the hotter's; nan if they hardly differ."""
+    low, high = entropy.mean((0, 2))
+    return float((target - low) / (high - low)) if high - low >= 0.01 else math.nan
+
+
 def by_seed(c, target):
     """`at_entropy` of each training seed's texts alone -> list of S."""
     return [at_entropy(c["nll"][s : s + 1], c["entropy"][s : s + 1], target) for s in range(len(c["nll"]))]
@@ -88,31 +94,35 @@ def ratios(values, nfe, ours, names, at, steps):
 def ratio_report(point, boot, nfe, ours, names, at, steps):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T. Infinity is "more than the
     longest run": it counts as what that run would give, and `censored` says how often that was; `floored` how often the baseline's shortest
-    run was good enough already, so that it might have needed fewer calls. nan where an entropy could not be matched."""
+    run was good enough already, so that it might have needed fewer calls, or was better than ours. nan where the entropy of ours could not
+    be matched; `unmatched` are the baseline's cells of which that is true, which its curve lacks."""
     longest = max(nfe[name, steps[-1]] for name in names)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, min(nfe[name, steps[0]] for name in names)))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])
-    matched = draws[~np.isnan(draws).any(1)]
-    draws = matched if len(matched) > REPLICATES / 2 else np.full((1, len(at)), np.nan)
-    value = np.array(ratios(point, nfe, ours, names, at, steps))
+    value, whole = np.array(ratios(point, nfe, ours, names, at, steps)), draws[~np.isnan(draws).any(1)]
 
     def summary(value, draws, cap, floor):
+        draws = draws[~np.isnan(draws)]
+        if len(draws) <= REPLICATES / 2:
+            return {"ratio": np.minimum(value, cap), "interval": [math.nan] * 2, "censored": math.nan, "floored": math.nan}
         low, high = np.percentile(np.minimum(draws, cap), [2.5, 97.5])
         return {"ratio": np.minimum(value, cap), "interval": [low, high], "censored": float(np.isinf(draws).mean()),
                 "floored": float((draws < 1.01 * floor).mean())}
 
     each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
-    mean = np.exp(np.log(np.minimum(draws, cap)).mean(1))
-    low, high = np.percentile(mean, [2.5, 97.5])
+    means = np.exp(np.log(np.minimum(whole, cap)).mean(1)) if len(whole) > REPLICATES / 2 else [math.nan]
+    low, high = np.percentile(means, [2.5, 97.5])
     return {"at": each, "geometric_mean": math.exp(np.log(np.minimum(value, cap)).mean()), "interval": [low, high],
-            "matched": len(matched) / REPLICATES}
+            "matched": len(whole) / REPLICATES, "unmatched": [f"{n}/{T}" for n in names for T in steps if math.isnan(point[n, T])]}
 
 
 def describe(c, target, references, of_references):
-    """The numbers of one cell -> dict. [value, error]: of mauve over k-means seeds, of n-gram JS by jackknife; these and the share of
-    distinct 4-grams are of all its texts as they are, at a mean entropy that is near the target and stands beside them."""
+    """The numbers of one cell -> dict. Where `place` is outside of 0 to 1 its NLL is extrapolated. [value, error]: of mauve over k-means
+    seeds, of n-gram JS by jackknife; these and the share of distinct 4-grams are of all its texts as they are, at a mean entropy that is
+    near the target and stands beside them."""
     areas = mauve(c["features"], of_references, range(3))
     return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": by_seed(c, target),
+            "place": place(c["entropy"], target),
             "raw_nll": [float(c["nll"].mean()), float(c["nll"].std() / c["nll"].size ** 0.5)],
             "entropy": [float(c["entropy"].mean()), float(c["entropy"].std() / c["entropy"].size ** 0.5)],
             "mauve": [areas.mean().item(), areas.std().item()], "distinct_4": distinct(c["texts"], 4),

@@ -46,6 +46,11 @@ def keyed_draws(seed, samples, length, d_embed, device="cpu"):
     return torch.stack(u), torch.stack(n) if n else torch.empty(0, device=device)
 
 
+def to_device(x, device):
+    """A tensor x of the host on the device, without waiting for the work that is queued there: to a GPU from pinned memory."""
+    return (x.pin_memory() if torch.device(device).type == "cuda" else x).to(device, non_blocking=True)
+
+
 def stratified(seed, samples):
     """One uniform number in [0, 1) per sample (B,), float64, spread evenly over any run of consecutive samples (golden-ratio lattice)."""
     offset = torch.rand((), generator=keyed_generator("cpu", seed, "offset"), dtype=torch.float64)
@@ -73,7 +78,7 @@ def endpoint_snr(t, u):
     """A random-order path at a random point: k = floor(t L) clean tokens, t uniform (B,), u (B, L) uniform -> snr (B, L) of 0 and inf."""
     L = u.shape[-1]
     rank = u.argsort(-1).argsort(-1)  # a random permutation of 0..L-1
-    clean = rank < (t * L).long().clamp(max=L - 1).to(u.device)[:, None]
+    clean = rank < to_device((t * L).long().clamp(max=L - 1), u.device)[:, None]
     return torch.zeros_like(u).masked_fill(clean, torch.inf)
 
 

@@ -52,7 +52,7 @@ def padded(x, value=0.0):
 def in_chunks(f, V, *rows):
     """f(*rows) for tensors of n rows each, without ever holding (n, V) numbers: f goes over WIDE of them at a time, and what it computes
     inside is not kept but computed again in the backward pass. Fewer numbers than that are left in one piece, and kept."""
-    size = max(1, WIDE // V)
+    size = max(1, WIDE // V // 64 * 64 or WIDE // V)  # tensor cores want multiples of 64
     if len(rows[0]) <= size:
         return f(*rows)
     call = partial(checkpoint, f, use_reentrant=False) if torch.is_grad_enabled() else f
@@ -88,13 +88,17 @@ class PosteriorView(nn.Module):
 
     def embed_noisy(self, z):
         """Tokens at a finite SNR: evidence z (..., D) -> h (..., C). Needs no SNR, because all |e_v| are equal."""
-        return in_chunks(self.posterior_mean, len(self.raw_E), z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], self.value.shape[1])
+        see = partial(self.posterior_mean, slots=self.slots())
+        return in_chunks(see, len(self.raw_E), z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], self.value.shape[1])
 
-    def posterior_mean(self, z):
+    def slots(self):
+        """Keys (V+1, D), biases (V+1,) and values (V+1, C) of the V tokens and [MASK], padded on a GPU by slots of no weight."""
+        keys, bias, value = F.pad(self.E, (0, 0, 0, 1)), self.bias, self.value
+        return (padded(keys), padded(bias, -math.inf), padded(value)) if pads(bias) else (keys, bias, value)
+
+    def posterior_mean(self, z, slots):
         """The view itself: evidence z (N, D) -> (N, C). The softmax over the vocabulary is all that it costs."""
-        keys, bias, value = F.pad(self.E, (0, 0, 0, 1)), self.bias, self.value  # (V+1, D), (V+1,), (V+1, C)
-        if pads(z):
-            keys, bias, value = padded(keys), padded(bias, -math.inf), padded(value)
+        keys, bias, value = slots
         with torch.autocast(z.device.type, enabled=False):  # scores reach hundreds: bfloat16 would be off by one
             weights = F.linear(self.beta * z.to(self.raw_E.dtype), keys, bias).softmax(-1)  # (N, V+1)
         return weights.to(value.dtype) @ value

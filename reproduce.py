@@ -11,6 +11,7 @@ cell and judge it. (4) Compare: claim.py.
 """
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -19,8 +20,8 @@ import sys
 from dataclasses import asdict, replace
 
 from config import Problem, run
-from reproduce_config import ALONE, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
-from reproduce_config import best_path, cells, nll_of, parse_args, sampling, tasks_of, trainings
+from reproduce_config import ALONE, AROUND, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
+from reproduce_config import best_path, cells, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from claim import BASELINE, at_entropy, claim_figure, claim_table, compare_all, opponents
+from claim import BASELINE, at_entropy, claim_figure, claim_table, compare_all, opponents, place
 from data import load_meta, load_tokens, spread_windows, tokenizer
 from dsl_loss import mean_and_stderr
 from eval_mauve import read_samples
@@ -61,7 +62,8 @@ def train_one(cfg, name, argv, threads):
     def result():
         ckpt = load_checkpoint(path)[1] if os.path.exists(path) else {"step": 0}
         done = ckpt["step"] >= asked.max_steps and ckpt["validation"]  # evaluated only after the last step
-        done = done and all(ckpt["config"].get(key) == value for key, value in asdict(asked).items() if key not in MAY_CHANGE)
+        done = done and all(ckpt["config"].get(key, getattr(type(asked), key)) == value  # a younger flag had its default
+                            for key, value in asdict(asked).items() if key not in MAY_CHANGE)
         return {key: ckpt[key] for key in ("command", "commit", "step", "validation")} if done else None
 
     if not result():
@@ -154,10 +156,16 @@ TRY = {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temper
 GAMMAS = (1.0, 4.0)  # beside the sampler's own
 
 
+def toward(cold, hot, share):
+    """The temperature at which the entropy is expected that lies at `share` between those of two temperatures, within reason."""
+    return cold * (hot / cold) ** (0.5 if math.isnan(share) else min(2.0, max(-1.0, share)))
+
+
 def tune_all(cfg, rates, judge, target):
-    """The judge's NLL at the data's entropy of every setting of every path at T = 32, of other GAMMAS for the best one of a path that has a
-    gamma, and of the two best at T = 8 and 64; a second time if their texts were all more or all less varied than the data. On one seed
-    that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    """The judge's NLL at the data's entropy of every setting of every path at T = 32, a second time where the texts were too far from that
+    entropy; of other GAMMAS for the best one of a path that has a gamma; and of the two best at T = 8 and 64. These two a second time where
+    their texts were all more or all less varied than the data. On one seed that is then thrown away -> {"model/path": [{"T", "setting",
+    "nll", "temperature" that gives that entropy, ...}]}."""
     found = {curve.name: [] for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
@@ -166,15 +174,13 @@ def tune_all(cfg, rates, judge, target):
 
     def look(curve, T, setting, temperatures):
         c, (cold, hot) = arrays(cfg, {"": argvs(curve, T, setting, temperatures)}, judge)[""], temperatures
-        low, high = c["entropy"].mean(2)[0].tolist()
-        share = (target - low) / (high - low) if high - low > 0.01 else 0.5
-        return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot], "entropy": [low, high],
-                "temperature": cold * (hot / cold) ** min(2.0, max(-1.0, share))}  # within reason
+        return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot],
+                "entropy": c["entropy"].mean(2)[0].tolist(), "temperature": toward(cold, hot, place(c["entropy"], target))}
 
     def attempt(wanted, number):
         """Sample `wanted`, a list of (curve, T, setting, two temperatures), and keep what came out."""
         plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
-        sample_all(cfg, tasks_of(plan), f"tuning, {number} of 4")
+        sample_all(cfg, tasks_of(plan), f"tuning, {number} of 5")
         for curve, T, setting, temperatures in wanted:
             others = [entry for entry in found[curve.name] if (entry["T"], entry["setting"]) != (T, setting)]
             found[curve.name] = [*others, look(curve, T, setting, temperatures)]
@@ -186,10 +192,12 @@ def tune_all(cfg, rates, judge, target):
         return sorted(found[curve.name], key=nll_of)[:n]
 
     attempt([(curve, AT, setting, TRY[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], 1)
-    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in cfg.curves if curve.path in RANKED for gamma in GAMMAS], 2)
-    attempt([again(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in best(curve, FINALISTS)], 3)
-    attempt([again(curve, entry["T"], entry, (0.94, 1.06)) for curve in cfg.curves for entry in found[curve.name]
-             if entry["T"] in FINALS and not entry["entropy"][0] <= target <= entry["entropy"][1]], 4)
+    attempt([again(curve, AT, entry) for curve in cfg.curves for entry in found[curve.name] if nll_of(entry) == math.inf], 2)
+    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in cfg.curves if curve.path in RANKED for gamma in GAMMAS], 3)
+    finalists = {curve.name: [entry["setting"] for entry in best(curve, FINALISTS)] for curve in cfg.curves}
+    attempt([again(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in best(curve, FINALISTS)], 4)
+    attempt([again(curve, entry["T"], entry, AROUND) for curve in cfg.curves for entry in found[curve.name]
+             if entry["setting"] in finalists[curve.name] and not entry["entropy"][0] <= target <= entry["entropy"][1]], 5)
     return found
 
 
@@ -204,6 +212,24 @@ def arrays(cfg, plan, judge):
         for what in ("nll", "entropy", "nfe"):
             found[key][what] = found[key][what].reshape(len(argvs) // 2, 2, -1)
     return found
+
+
+def draw(cfg, tuning, judge, target, tag="", only=None):
+    """Sample and judge every cell, or `only` one; anew where the data's entropy lies outside of those of its two temperatures by more than
+    a quarter of their distance -> {(model/path, T): what was measured}, {(model/path, T): the better temperature}."""
+    found, better = {}, {}
+    for what in (f"sampling {only or ''}", "sampling anew what was too varied or not varied enough"):
+        plan = {key: argvs for key, argvs in cells(cfg, tuning, judge.context, tag, better=better).items()
+                if key in better or not found and only in (None, key)}
+        sample_all(cfg, tasks_of(plan), what)
+        found |= arrays(cfg, plan, judge)
+        if better:
+            break
+        for (name, T), c in found.items():
+            if not -0.25 <= (share := place(c["entropy"], target)) <= 1.25:
+                cold, hot = (settings_at(tuning[name], T)[1] * factor for factor in AROUND)
+                better[name, T] = toward(cold, hot, share)
+    return found, better
 
 
 def prepare(cfg):
@@ -226,11 +252,10 @@ def claim(cfg, rates):
     if tuning.keys() != {curve.name for curve in cfg.curves}:
         tuning = tune_all(cfg, rates, judge, target[0])
         save_json(path, judge=judge.key, learning_rates=rates, paths=tuning)
-    plan, ours = cells(cfg, tuning, judge.context), best_path(tuning, "dsl")
-    sample_all(cfg, tasks_of(plan), "sampling")
-    found = arrays(cfg, plan, judge)
+    ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
-    pairs, larger = opponents(point, ours, cfg.steps, judge.context), cells(cfg, tuning, judge.context, texts=scale.duel_texts)
+    pairs = opponents(point, ours, cfg.steps, judge.context)
+    larger = cells(cfg, tuning, judge.context, texts=scale.duel_texts, better=better)
     more = {key: larger[key] for pair in pairs for key in pair}  # MAUVE wants 1,000 texts
     sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
     found |= arrays(cfg, more, judge)
@@ -253,15 +278,15 @@ def again(cfg):
         stored = json.load(f)
     if cfg.cell not in stored["cells"]:
         raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(stored['cells'])}")
+    if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
+        raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
     plan = trainings(cfg, stored["learning_rates"])
     train_all(cfg, {key: plan[key] for key in ("mdlm", "judge", *(f"{name.split('/')[0]}-{seed}" for seed in SEEDS), "ar") if key in plan})
     judge, *_ = prepare(cfg)
-    cfg = replace(cfg, paths=tuple(stored["config"]["paths"]))
-    plan = {key: argvs for key, argvs in cells(cfg, stored["tuning"], judge.context, "_again").items() if key == (name, int(T))}
-    sample_all(cfg, tasks_of(plan), f"sampling {cfg.cell}")
-    (c,) = arrays(cfg, plan, judge).values()
-    value = at_entropy(c["nll"], c["entropy"], stored["data"]["entropy"][0])
+    cfg, entropy_of_data = replace(cfg, **{key: tuple(stored["config"][key]) for key in ("paths", "calls")}), stored["data"]["entropy"][0]
+    (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
+    value = at_entropy(c["nll"], c["entropy"], entropy_of_data)
     published = cell(stored["cells"][cfg.cell]["nll"])
     print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}; {c['nfe'].mean():.1f} calls")
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data import load_meta, load_tokens, tokenizer, train_windows
 from dsl_loss import (SNRMix, ar_loss, critical_snr, draw_corruption, dsl_loss, is_endpoint, keyed_draws, keyed_generator, mdlm_loss,
-                      stratified)
+                      stratified, to_device)
 from mdlm import mdlm_to_dsl, read_mdlm
 from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint, with_new_sphere
 from runtime import (Log, StopSignal, compiled, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use,
@@ -65,9 +65,8 @@ def batch(cfg, samples, tokens, meta, device):
         noise = draw_corruption(cfg.seed, samples, cfg.length, cfg.d_embed, critical_snr(meta["vocab_size"]), mix, device)
     elif cfg.objective == "mdlm":
         u, _ = keyed_draws(cfg.seed, samples, cfg.length, None, device)
-        noise = (1e-3 + (1 - 1e-3) * stratified(cfg.seed, samples).to(u), u)  # MDLM's t >= 1e-3: its weight is 1/t
-    x0 = torch.from_numpy(train_windows(tokens, cfg.length, cfg.seed, samples, eos))
-    return (x0.pin_memory() if device.type == "cuda" else x0).to(device, non_blocking=True), *noise
+        noise = (1e-3 + (1 - 1e-3) * to_device(stratified(cfg.seed, samples).to(u.dtype), device), u)  # MDLM's t >= 1e-3: its weight is 1/t
+    return to_device(torch.from_numpy(train_windows(tokens, cfg.length, cfg.seed, samples, eos)), device), *noise
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------------------

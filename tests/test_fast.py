@@ -1,6 +1,7 @@
 """What is fast against what is plain: the same values, the same gradients, fewer numbers at a time."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,9 @@ import bench
 import dsl_loss as losses
 import model as network
 import runtime
+import stopwatch
 import train
+from config import Problem
 from dsl_loss import SNRMix, ar_loss, draw_corruption, dsl_loss, mdlm_loss
 from model import DSL, ModelConfig
 from sampler import load_for_sampling, sample
@@ -39,10 +42,10 @@ def network_for(loss):
     return net.double()
 
 
-def value_and_gradients(loss, pieces, monkeypatch):
+def value_and_gradients(loss, pieces, monkeypatch, inputs=None):
     monkeypatch.setattr(network, "WIDE", pieces)
     net = network_for(loss)
-    value = loss(net, *batch()[loss])[0]
+    value = loss(net, *(inputs or batch()[loss]))[0]
     value.backward()
     return [value.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
 
@@ -94,10 +97,29 @@ def test_no_more_than_wide_numbers_are_held_at_a_time(wide, size, times, monkeyp
     net, rows = network_for(dsl_loss), {"head": [], "view": []}
     head, view = net.head, net.view.posterior_mean
     net.head = lambda h: rows["head"].append(len(h)) or head(h)
-    net.view.posterior_mean = lambda z: rows["view"].append(len(z)) or view(z)
+    net.view.posterior_mean = lambda z, slots: rows["view"].append(len(z)) or view(z, slots)
     dsl_loss(net, *batch()[dsl_loss])[0].backward()
     assert max(rows["head"]) == size and max(rows["view"]) == min(size, 3 * L)
     assert sum(rows["head"]) == times * B * L and sum(rows["view"]) == times * 3 * L
+
+
+def test_pieces_lose_nothing_in_bfloat16(monkeypatch):
+    """Under autocast the pieces' gradients are as near to those of float64 as the plain ones: within half as much again."""
+    def error(pieces):
+        monkeypatch.setattr(network, "WIDE", pieces)
+        net = network_for(dsl_loss).float()
+        x0, snr, eps = batch()[dsl_loss]
+        with torch.autocast("cpu", torch.bfloat16):
+            dsl_loss(net, x0, snr.float(), eps.float())[0].backward()
+        found = torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None])
+        return ((found - exact).norm() / exact.norm()).item()
+
+    exact = torch.cat([g.flatten() for g in value_and_gradients(dsl_loss, 2**62, monkeypatch)[1:]])
+    plain = error(2**62)
+    for padding in (False, True):
+        for module in (network, losses):
+            monkeypatch.setattr(module, "pads", lambda x, padding=padding: padding)
+        assert 0 < error(7 * V) < 1.5 * plain < 0.1
 
 
 def test_without_gradients_the_value_is_the_same(monkeypatch):
@@ -169,10 +191,50 @@ def test_static_shapes_change_no_text(tmp_path, path):
     assert sum(found[False][2]) == sum(found[True][1]) < sum(found[True][2])
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss])
+def test_compiled_and_plain_gradients_agree(loss, monkeypatch):
+    plain = value_and_gradients(loss, 7 * V, monkeypatch)
+    torch._dynamo.reset()
+    whole = value_and_gradients(torch.compile(loss), 7 * V, monkeypatch, batch()[loss])
+    assert len(plain) == len(whole)
+    for a, b in zip(plain, whole):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_the_view_of_every_token_is_what_a_lookup_gives(monkeypatch):
+    """The loss that bench.py races against has the same value and gradients."""
+    ours, dense = (value_and_gradients(loss, 2**62, monkeypatch, batch()[dsl_loss]) for loss in (dsl_loss, bench.dense_dsl_loss))
+    assert len(ours) == len(dense)
+    for a, b in zip(ours, dense):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_two_compiled_variants_cannot_differ_in_attention():
+    argv = ["train", "--compile", "--attention", "math", "--vs", "attention=flash_attention"]
+    with pytest.raises(Problem, match="one --attention at a time"):
+        bench.main(bench.parse_args(argv), argv)
+
+
+def test_a_step_that_runs_out_of_memory_leaves_the_others(capsys):
+    def hungry(i):
+        raise torch.OutOfMemoryError
+
+    found = stopwatch.timed({"a": stopwatch.Step(lambda i: None, 10), "b": stopwatch.Step(hungry)}, 2, torch.device("cpu"))
+    assert list(found) == ["a"] and found["a"]["tokens_per_s"] > 0 and "b: out of memory" in capsys.readouterr().out
+
+
+def test_a_profile_names_what_takes_the_time():
+    a, b = torch.randn(500, 500), torch.randn(10)
+    share = stopwatch.profile(stopwatch.Step(lambda i: (a @ a, b + b)), torch.device("cpu"))
+    assert next(iter(share)) == "aten::mm" and share["aten::mm"] > 0.5 and sum(share.values()) <= 1 + 1e-9
+
+
 @pytest.mark.parametrize("what, vs", [("sample", "top_p=1"), ("train", "attention=math"), ("head", "endpoint=1"), ("prepare", "workers=1")])
 def test_bench_prints_a_table_and_writes_its_json(what, vs, tmp_path, capsys):
-    flags = "--vocab_size 300 --length 16 --n_layer 1 --n_head 2 --d_model 16 --d_embed 4 --batch_size 2 --repeats 1 --steps 4 --device cpu"
-    argv = [what, *flags.split(), "--tokenizer", "bytes", "--vs", vs, "--out", f"{tmp_path}/b.json"]
+    shape = "--vocab_size 300 --length 16 --n_layer 1 --n_head 2 --d_model 16 --d_embed 4 --batch_size 2 --steps 4 --copies 3"
+    rest = f"--repeats 1 --profile --device cpu --tokenizer bytes --out {tmp_path}/b.json --vs {vs}"
+    argv = [what, *shape.split(), *rest.split()]
     bench.main(bench.parse_args(argv), argv)
     shown, names = capsys.readouterr().out, {
         "sample": ("ours", "remdm-cap", "posterior", "obvious"), "train": ("mdlm", "dsl", "dsl, obvious"), "head": tuple(bench.WAYS),
@@ -180,7 +242,7 @@ def test_bench_prints_a_table_and_writes_its_json(what, vs, tmp_path, capsys):
     assert all(f"\n{name} " in shown and f"\n{name}, {vs} " in shown for name in names)
     found = json.loads((tmp_path / "b.json").read_text())
     assert len(found["times"]) == 2 * len(names) and all(t["median_s"] > 0 for t in found["times"].values())
-    assert (found["times"]["ours"]["tokens_per_s"] > 1e5) if what == "prepare" else ("loss_memory_gib" in found)
+    assert (found["times"]["ours"]["tokens_per_s"] > 1e5) if what == "prepare" else ("memory_gib" in found)
     assert network.WIDE == 2**26  # the obvious way has been put away again
 
 

@@ -40,6 +40,11 @@ def test_both_doors_agree_at_the_endpoints():
     assert (mask - model.embed_noisy(torch.zeros(2, 6, 4).double())).abs().max() < 1e-12
     z = add_noise(model.E[x0], torch.full((2, 6), 1e6).double(), torch.randn(2, 6, 4).double())
     assert (model.embed_ids(x0) - model.embed_noisy(z)).abs().max() < 1e-9
+    weights = torch.randn(2, 6, TINY.d_model).double()
+    for ids, evidence in ((torch.full((2, 6), model.mask_id), torch.zeros(2, 6, 4).double()), (x0, z.detach())):
+        doors = [(h * weights).sum() for h in (model.embed_ids(ids), model.embed_noisy(evidence))]
+        for a, b in zip(*(torch.autograd.grad(door, [model.view.value, model.view.bias]) for door in doors)):
+            assert (a - b).abs().max() < 1e-9
 
 
 def test_the_mask_has_its_stated_share_of_the_view():

@@ -11,6 +11,7 @@ from toys import ExactDenoiser
 
 import train
 from config import Problem
+from data import load_meta, load_tokens
 from dsl_loss import SNRMix, add_noise, critical_snr, draw_corruption, dsl_loss, is_endpoint
 from model import DSL, ModelConfig, load_checkpoint
 
@@ -217,6 +218,22 @@ def test_a_step_never_waits_for_the_device(cfg, objective, monkeypatch):
     monkeypatch.setattr(train, "update", update)
     train.main(replace(cfg, objective=objective))
     assert not waits and len(losses(cfg)) == 12
+
+
+@pytest.mark.parametrize("objective", ["dsl", "mdlm", "ar"])
+def test_a_batch_is_copied_without_waiting_for_the_device(cfg, objective, monkeypatch):
+    """On a GPU a copy that blocks would wait for all that is queued there; it is made in a thread, but the next step needs it."""
+    seen, real = [], torch.Tensor.to
+
+    def to(self, *args, **options):
+        seen.append((args, options))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    train.batch(replace(cfg, objective=objective), range(8), load_tokens(cfg.dataset, "train", cfg.data_dir),
+                load_meta(cfg.dataset, cfg.data_dir), torch.device("cpu"))
+    copies = [options for args, options in seen if not isinstance(args[0], torch.dtype)]
+    assert copies and all(options.get("non_blocking") for options in copies)
 
 
 def test_missing_data_says_what_to_run(cfg):
