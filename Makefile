@@ -66,14 +66,15 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # also .gz or .xz), else on pydocs. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
+CLAIM := results/claim$(if $(TEXT),,_pydocs)
 FINE_TUNED = $(foreach who,dsl masked mdlm_more,out/reproduce/$(who)-0/ckpt.pt)
 reproduce: .venv/tested data/$(CORPUS)/meta.json
-	$(BIN)python reproduce.py --data $(CORPUS)
-	$(BIN)python analyze.py correction --ckpt $(FINE_TUNED) --out results/claim_correction
-	$(BIN)python analyze.py calibration --ckpt $(FINE_TUNED) --out results/claim_calibration
+	$(BIN)python reproduce.py --data $(CORPUS) --results $(CLAIM)
+	$(BIN)python analyze.py correction --ckpt $(FINE_TUNED) --out $(CLAIM)_correction
+	$(BIN)python analyze.py calibration --ckpt $(FINE_TUNED) --out $(CLAIM)_calibration
 
 ablations: reproduce
-	$(BIN)python ablate.py --data $(CORPUS)
+	$(BIN)python ablate.py --data $(CORPUS) --claim $(CLAIM)
 
 data/english/meta.json: .venv/installed
 	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english

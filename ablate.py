@@ -162,11 +162,11 @@ def plan_all(cfg, variants, published):
 def cells(cfg, name, paths, published, settings_of, own):
     """{(name, "path/T"): the sampler's command lines for each seed at two temperatures, with the claim's settings of a model, or of DSL}.
     `own` is {seed: flags of its own}."""
-    plan, fixed = {}, {curve.name: curve.fixed for curve in CURVES}
+    plan, fixed, tag = {}, {curve.name: curve.fixed for curve in CURVES}, f"_ablation{cfg.tune or ''}"
     for path, T in itertools.product(paths, cfg.calls):
         tried = published["tuning"].get(f"{settings_of}/{path}") or published["tuning"][f"dsl/{path}"]
         (setting, temperature), curve = settings_at(tried, T), Curve(name, path, [], fixed[f"dsl/{path}"])
-        plan[name, f"{path}/{T}"] = [[*sampling(cfg, curve, seed, T, temperature * factor, setting, cfg.texts, "_ablation"), *flags]
+        plan[name, f"{path}/{T}"] = [[*sampling(cfg, curve, seed, T, temperature * factor, setting, cfg.texts, tag), *flags]
                                      for seed, flags in own.items() for factor in FACTORS]
     return plan
 

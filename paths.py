@@ -17,7 +17,7 @@ def jump(state, alpha, alpha_next, remask, per_token=None, floor=0.0):
     """From a share alpha of revealed tokens to alpha_next (ReMDM, equations 7 and 8).
 
     A revealed token is forgotten with probability remask (or per_token (B, L), of the same mean), down to the SNR `floor`; another is
-    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). Whatever remask is, the revealed share stays alpha'.
+    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). Whatever remask is, the revealed share then stays alpha'.
     """
     u = state.uniform("jump")
     forgets = state.revealed & (u < (remask if per_token is None else per_token))
@@ -79,7 +79,8 @@ def forward_backward(state, j, T):
 
 
 def doubtful(state, j, T, confidence, floor=0.0):
-    """Forget as many tokens as ReMDM-cap would, in proportion to (1 - p)^gamma for p (B, L) = confidence(); eta is R / T by default."""
+    """Forget as many tokens as ReMDM-cap would, in proportion to (1 - p)^gamma for p (B, L) = confidence(); eta is R / T by default. Where
+    that asks for a token more than once they are fewer, and the text runs somewhat ahead of its schedule."""
     r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
     if r == 0 or not state.revealed.any():  # the last step: nothing to ask the network
         return jump(state, j / T, (j + 1) / T, r)

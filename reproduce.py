@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 
 from config import Problem, run
 from reproduce_config import ALONE, AROUND, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
@@ -46,9 +47,9 @@ from train import MAY_CHANGE
 from train_config import parse_args as train_args
 from validate import own_loss
 
-def shares(cfg):
-    """How many processes work at once, and the threads of each."""
-    workers = cfg.workers or (os.cpu_count() if pick_device().type == "cpu" else 1)
+def shares(cfg, tasks):
+    """How many processes work at once on so many tasks, and the threads of each."""
+    workers = min(tasks, cfg.workers or (os.cpu_count() if pick_device().type == "cpu" else 1))
     return workers, max(1, os.cpu_count() // workers)
 
 
@@ -80,16 +81,16 @@ def train_all(cfg, plan):
     """Run the trainings that are not finished, those that start from another's end after those from scratch -> {name: what came out}.
     On a CPU two at once, with a thread each, take 4/5 of the time of one after the other."""
     os.makedirs(cfg.out_dir, exist_ok=True)
-    workers, threads = shares(cfg)
     asked, found = {name: train_args(argv) for name, argv in plan.items()}, {}
     waves = [[name for name in plan if (asked[name].init_from == "scratch") == scratch] for scratch in (True, False)]
-    with (concurrent.futures.ThreadPoolExecutor(workers) as pool,
-          tqdm(total=sum(a.max_steps for a in asked.values()), desc="training", unit=" steps") as bar):
-        for wave in waves:
-            each = map if workers == 1 else pool.map
-            for name, result in zip(wave, each(lambda name: train_one(cfg, name, plan[name], threads), wave)):
-                found[name] = result
-                bar.update(asked[name].max_steps)
+    with tqdm(total=sum(a.max_steps for a in asked.values()), desc="training", unit=" steps") as bar:
+        for wave in filter(None, waves):
+            workers, threads = shares(cfg, len(wave))
+            with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+                each = map if workers == 1 else pool.map
+                for name, result in zip(wave, each(partial(train_one, cfg, threads=threads), wave, [plan[name] for name in wave])):
+                    found[name] = result
+                    bar.update(asked[name].max_steps)
     return found
 
 
@@ -133,7 +134,9 @@ def work(cfg, argvs, threads):
 
 def sample_all(cfg, tasks, what):
     """Run `work` on lists of sampler command lines in several processes, the longest first, and show a bar."""
-    workers, threads = shares(cfg)
+    if not tasks:
+        return
+    workers, threads = shares(cfg, len(tasks))
     cost = [sum(int(argv[argv.index("--steps") + 1]) for argv in task) for task in tasks]
     os.environ["TQDM_DISABLE"] = "1"  # of the workers, which start anew
     with (concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,

@@ -82,7 +82,7 @@ SEEDS, THROWN_AWAY = (0, 1, 2), 9
 
 
 class Curve(NamedTuple):
-    """A model and a path: what is settled, and the settings to choose from. R is the number of remasks per token, see `flags`."""
+    """A model and a path: what is settled, and the settings to choose from. R says how much is remasked, see `flags`."""
 
     model: str
     path: str
@@ -129,8 +129,8 @@ def trainings(cfg, best=None):
 
 
 def flags(curve, setting, T):
-    """The sampler's flags (a dict) for a setting at T steps. R remasks per token are eta = R / T where a step remasks with probability eta,
-    and twice that for remdm-loop, which remasks in half of the steps."""
+    """The sampler's flags (a dict) for a setting at T steps: a step remasks a revealed token with probability eta = R / T, twice that for
+    remdm-loop, which remasks in half of the steps."""
     chosen = {**curve.fixed, **setting}
     if R := chosen.pop("R", None):
         if curve.path.startswith("remdm-"):

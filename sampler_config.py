@@ -29,7 +29,7 @@ class Config:
                        choices=("usual", "remdm"))
     temperature: float = arg(1.0, "divides the logits; 0 takes the likeliest token")
     # knobs of single paths
-    remask_budget: float = arg(4.0, "R, expected remasks per token over the whole run of posterior, soft, recorded: eta = R / T")
+    remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token")
     eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, the published value for remdm-*")
     gamma: float = arg(2.0, "posterior, soft, recorded forget in proportion to (1 - p)^gamma")
     soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")

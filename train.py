@@ -95,7 +95,7 @@ def build(cfg, tokens, meta):
         if ckpt["config"]["objective"] != "dsl" and (cfg.d_embed, cfg.beta) != (source.config.d_embed, source.config.beta):
             source = with_new_sphere(source, cfg.d_embed, cfg.beta)
     else:
-        source = mdlm_to_dsl(read_mdlm(cfg.init_from), cfg.n_head, cfg.length, cfg.d_embed)
+        source = mdlm_to_dsl(read_mdlm(cfg.init_from), cfg.n_head, cfg.length, cfg.d_embed, beta=cfg.beta)
     for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_embed", "causal"):
         if getattr(source.config, name) != getattr(config, name):
             raise Problem(f"{cfg.init_from} has {name} {getattr(source.config, name)}, this run {getattr(config, name)}: make them agree")

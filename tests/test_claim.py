@@ -22,8 +22,11 @@ def test_a_cell_is_read_at_the_entropy_of_the_data():
     assert claim.at_entropy(exact["nll"], exact["entropy"], 2.95) == pytest.approx(2.0, abs=1e-9)
     assert claim.at_entropy(exact["nll"], exact["entropy"], 3.05) == pytest.approx(2.3, abs=1e-9)
     assert math.isnan(claim.at_entropy(exact["nll"], exact["entropy"], 3.5))  # too far to follow the line
+    c = exact["entropy"].mean((0, 2))
+    assert [claim.place(exact["entropy"], at) for at in (c[0], c[1], 2 * c[0] - c[1])] == pytest.approx([0, 1, -1])
     flat = texts(2.0, noise=0.0, entropies=(2.95, 2.95))
     flat["entropy"][:] = 2.95
+    assert math.isnan(claim.place(flat["entropy"], 2.95))
     assert math.isnan(claim.at_entropy(flat["nll"], flat["entropy"], 2.95))
 
 
@@ -92,10 +95,13 @@ def test_what_cannot_be_matched_proves_nothing():
     steps = (4, 8)
     every = scaling(4, steps) | scaling(1, steps, "mdlm_more", "remdm")
     every["dsl/posterior", 8]["entropy"] -= 1.0
+    every |= {("mdlm_more/recorded", T): every["dsl/posterior", 8] for T in steps}  # nor can these
     point = {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in every.items()}
     report = claim.ratio_report(point, claim.bootstrap(every, 2.95), {key: float(key[1]) for key in every}, "dsl/posterior",
-                                ["mdlm_more/remdm"], [4, 8], steps)
+                                ["mdlm_more/remdm", "mdlm_more/recorded"], [4, 8], steps)
     assert math.isnan(report["geometric_mean"]) and report["matched"] == 0 and math.isnan(report["at"][8]["ratio"])
+    assert math.isnan(report["at"][8]["censored"]) and report["at"][4]["ratio"] == 2 and report["at"][4]["interval"] == [2, 2]  # cut off
+    assert report["unmatched"] == ["mdlm_more/recorded/4", "mdlm_more/recorded/8"]
     assert math.isnan(claim.calls_to_reach([], 3.0)) and math.isnan(claim.calls_to_reach([(4, 3.0)], math.nan))
 
 

@@ -166,6 +166,9 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == TRAININGS
     with pytest.raises(Problem, match="has no cell dsl/posterior/5"):
         reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/5"]))
+    os.symlink("toy", tmp_path / "data" / "pydocs")
+    with pytest.raises(Problem, match="is of --data toy --scale cpu"):
+        reproduce.main(parse_args(["--cell", "dsl/posterior/8"]))
 
 
 def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path):
@@ -213,6 +216,31 @@ def test_workers_write_what_one_process_writes(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("judge.judge_chunk", None)  # all that follows has been judged
     c = reproduce.measure(cfg, [task[0] for task in tasks], reproduce.load_judge("out/reproduce/judge/ckpt.pt", torch.device("cpu")))
     assert len(c["texts"]) == 6 and c["nll"].shape == (6,)
+
+
+def test_a_cell_that_misses_the_entropy_is_drawn_anew(toy):
+    """At temperature 3 all is more varied than the data; the second draw is nearer, and the texts that are kept are its own."""
+    cfg, _ = toy
+    reproduce.train_all(cfg, trainings(cfg, dict.fromkeys(reproduce_config.WAYS, "1e-3")))
+    judge, *_, (target, _) = reproduce.prepare(cfg)
+    entry = {"setting": {}, "nll": 2.0}
+    tuning = {c.name: [{"T": 8, "temperature": 3.0, **entry}] for c in cfg.curves}
+    found, better = reproduce.draw(cfg, tuning, judge, target, only=("dsl/remdm", 8))
+    assert list(found) == list(better) == [("dsl/remdm", 8)] and better["dsl/remdm", 8] < 3 * 0.94
+    first, second = (reproduce.arrays(cfg, {0: cells(cfg, tuning, 16, better=known)["dsl/remdm", 8]}, judge)[0] for known in ({}, better))
+    assert target < second["entropy"].mean() < first["entropy"].mean() and (found["dsl/remdm", 8]["nll"] == second["nll"]).all()
+
+
+def test_a_flag_that_a_checkpoint_does_not_know_had_its_default(toy, tmp_path):
+    cfg, ran = toy
+    plan = {"mdlm": trainings(cfg)["mdlm"]}
+    reproduce.train_all(cfg, plan)
+    path = tmp_path / "out" / "reproduce" / "mdlm" / "ckpt.pt"
+    ckpt = torch.load(path, weights_only=True)
+    del ckpt["config"]["mask_share"]
+    torch.save(ckpt, path)
+    reproduce.train_all(cfg, plan)
+    assert len(ran) == 1
 
 
 def test_fine_tuning_waits_for_its_start(toy):
