@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin/
 
-.PHONY: demo test results evaluate reproduce ablations bench clean FORCE
+.PHONY: demo test results evaluate reproduce ablations bench bench_gpu clean FORCE
 
 demo: out/demo/ckpt.pt
 	@echo "== 4/4 sampling 32 texts in 32 steps: by MDLM's ancestral sampling for comparison, then by posterior remasking"
@@ -79,22 +79,24 @@ ablations: reproduce
 data/english/meta.json: .venv/installed
 	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english
 
-# Every benchmark, a quarter of an hour on two cores. On a GPU:
-# make bench BENCH=results/gpu_bench SAMPLE="--batch_size 64" WHOLE="--batch_size 64 --vs compile 'compile --static'" \
-#   TRAIN="--batch_size 32 --vs compile attention=flash_attention attention=cudnn_attention"
+# Every benchmark, half an hour on two cores; on a GPU, of the shapes and variants that matter there: make bench_gpu.
 BENCH ?= results/bench
-TRAIN ?= --batch_size 2 --repeats 5
-SAMPLE ?= --repeats 5
+TRAIN ?= --batch_size 4 --repeats 3
+SAMPLE ?= --repeats 15
 WHOLE ?= --repeats 5
 bench: .venv/tested
-	$(BIN)python bench.py sample $(SAMPLE) --out $(BENCH)_sample.json
+	$(BIN)python bench.py sample $(SAMPLE) --profile --out $(BENCH)_sample.json
 	$(BIN)python bench.py sample --whole $(WHOLE) --out $(BENCH)_sample_whole.json
-	$(BIN)python bench.py train $(TRAIN) --out $(BENCH)_train.json
+	$(BIN)python bench.py train $(TRAIN) --profile --out $(BENCH)_train.json
 	$(BIN)python bench.py train --preset demo --repeats 21 --vs dtype=float32 dtype=bfloat16 compile --out $(BENCH)_train_demo.json
 	$(BIN)python bench.py sample --preset demo --whole --batch_size 64 --repeats 15 --vs compile 'compile --static' --out $(BENCH)_static.json
 	$(BIN)python bench.py train --preset demo --repeats 15 --vs attention=flash_attention attention=math --out $(BENCH)_attention.json
-	$(BIN)python bench.py head --repeats 5 --out $(BENCH)_head.json
-	$(BIN)python bench.py prepare --repeats 5 --out $(BENCH)_prepare.json
+	$(BIN)python bench.py head --batch_size 8 --repeats 3 --out $(BENCH)_head.json
+	$(BIN)python bench.py prepare --repeats 3 --vs copies=40 --out $(BENCH)_prepare.json
+
+bench_gpu:
+	$(MAKE) bench BENCH=results/gpu_bench SAMPLE="--batch_size 64" WHOLE="--batch_size 64 --vs compile 'compile --static'" \
+	    TRAIN="--batch_size 32 --vs compile attention=flash_attention attention=cudnn_attention"
 
 clean:
 	rm -rf .venv out data
