@@ -220,18 +220,18 @@ def arrays(cfg, plan, judge):
 def draw(cfg, tuning, judge, target, tag="", only=None):
     """Sample and judge every cell, or `only` one; anew where the data's entropy lies outside of those of its two temperatures by more than
     a quarter of their distance -> {(model/path, T): what was measured}, {(model/path, T): the better temperature}."""
-    found, better = {}, {}
-    for what in (f"sampling {only or ''}", "sampling anew what was too varied or not varied enough"):
-        plan = {key: argvs for key, argvs in cells(cfg, tuning, judge.context, tag, better=better).items()
-                if key in better or not found and only in (None, key)}
+    def measured(plan, what):
         sample_all(cfg, tasks_of(plan), what)
-        found |= arrays(cfg, plan, judge)
-        if better:
-            break
-        for (name, T), c in found.items():
-            if not -0.25 <= (share := place(c["entropy"], target)) <= 1.25:
-                cold, hot = (settings_at(tuning[name], T)[1] * factor for factor in AROUND)
-                better[name, T] = toward(cold, hot, share)
+        return arrays(cfg, plan, judge)
+
+    plan = {key: argvs for key, argvs in cells(cfg, tuning, judge.context, tag).items() if only in (None, key)}
+    found, better = measured(plan, "sampling"), {}
+    for (name, T), c in found.items():
+        if not -0.25 <= (share := place(c["entropy"], target)) <= 1.25:
+            cold, hot = (settings_at(tuning[name], T)[1] * factor for factor in AROUND)
+            better[name, T] = toward(cold, hot, share)
+    plan = cells(cfg, tuning, judge.context, tag, better=better)
+    found |= measured({key: plan[key] for key in better}, "sampling anew what was too varied or not varied enough")
     return found, better
 
 

@@ -174,14 +174,14 @@ def best_path(tuning, model, at=(8, 32)):
 AROUND = (0.94, 1.06)
 
 
-def cells(cfg, tuning, length, tag="", texts=0, better=()):
+def cells(cfg, tuning, length, tag="", texts=0, better=None):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures AROUND that of the data's entropy, which is
     that of the tuning or, where `better` {key: temperature} knows one, that."""
     plan = {}
     for curve in cfg.curves:
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
-            temperature = dict(better).get((curve.name, T), temperature)
+            temperature = (better or {}).get((curve.name, T), temperature)
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, texts or SCALES[cfg.scale].texts, tag)
                                    for seed in SEEDS for factor in AROUND]
     return plan

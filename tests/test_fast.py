@@ -242,7 +242,9 @@ def test_bench_prints_a_table_and_writes_its_json(what, vs, tmp_path, capsys):
     assert all(f"\n{name} " in shown and f"\n{name}, {vs} " in shown for name in names)
     found = json.loads((tmp_path / "b.json").read_text())
     assert len(found["times"]) == 2 * len(names) and all(t["median_s"] > 0 for t in found["times"].values())
-    assert (found["times"]["ours"]["tokens_per_s"] > 1e5) if what == "prepare" else ("memory_gib" in found)
+    assert what != "prepare" or found["times"]["ours"]["tokens_per_s"] > 1e5
+    assert set(found["memory_gib"]) == {"train": {"ours", "obvious"}, "head": set(bench.WAYS)}.get(what, set())
+    assert set(found["shares"]) == set(found["times"]) and all(0 < max(share.values()) <= 1 for share in found["shares"].values())
     assert network.WIDE == 2**26  # the obvious way has been put away again
 
 

@@ -10,6 +10,8 @@ import torch
 from config import Problem
 from mdlm import mdlm_to_dsl, read_mdlm
 from model import ModelConfig
+from train import build
+from train_config import parse_args
 
 pytest.importorskip("safetensors")
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -96,3 +98,13 @@ def test_unreadable_sources_are_named(tmp_path):
         (tmp_path / name).write_bytes((FIXTURES / "mdlm_tiny.safetensors").read_bytes()[:1000])
         with pytest.raises(Problem, match="fetch it again"):
             read_mdlm(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_fine_tuning_of_mdlm_s_own_file_starts_at_the_asked_beta(beta):
+    shape = "--n_layer 2 --n_head 2 --d_model 64 --d_embed 8 --length 24".split()
+    cfg = parse_args([*shape, "--init_from", str(FIXTURES / "mdlm_tiny.safetensors"), "--beta", str(beta)])
+    model, x = build(cfg, None, {"vocab_size": SHAPE["vocab_size"] - 1}).eval(), torch.randint(SHAPE["vocab_size"], (2, 24))
+    assert model.view.beta.item() == model.config.beta == beta
+    with torch.no_grad():
+        torch.testing.assert_close(model(model.embed_ids(x)), (plain := convert(state()))(plain.embed_ids(x)))
