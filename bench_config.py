@@ -46,6 +46,8 @@ class Config:
             raise ValueError("sizes and counts must be at least 1")
         if self.compile and self.what == "sample" and not self.whole:
             raise ValueError("--compile is of the network: sample --whole, or train")
+        if self.profile and self.what in ("prepare", "memory"):
+            raise ValueError("--profile is of torch's operations: train, sample or head")
         if self.loss and self.way == "torch":
             raise ValueError("--loss has no way by torch")
         if not 0 <= self.endpoint <= 1 or self.d_model % (2 * self.n_head):
