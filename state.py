@@ -121,9 +121,11 @@ class State:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def confidence(self):
-        """The posterior probability (B, L) of each clean token given all the text including itself; 0 at tokens that are not clean."""
+        """The posterior probability (B, L) of each clean token given all the text including itself; 0 at tokens that are not clean.
+        It ranks tokens, and nothing is drawn from it: so the head, too, is computed in the network's precision."""
         x = self.x.flatten()
-        return self.look(self.revealed, lambda logits, rows: logits.softmax(-1).gather(-1, x[rows, None])[:, 0])
+        with autocast(self.x.device, self.cfg.dtype):
+            return self.look(self.revealed, lambda logits, rows: logits.softmax(-1).gather(-1, x[rows, None])[:, 0])
 
     def best(self):
         """The probability (B, L) of the likeliest token of each position that is not clean; 0 at the others."""

@@ -9,6 +9,7 @@ from toys import EXACT, Z, ExactDenoiser, Wide, chi_square_p, final, frequencies
 
 from config import Problem
 from dsl_loss import add_noise, mean_and_stderr
+from model import DSL, ModelConfig
 from paths import PATHS
 from sampler import load_for_sampling, sample
 from sampler_config import PATH_NAMES, parse_args
@@ -154,6 +155,24 @@ def test_an_idle_step_costs_no_call():
     state = final(counting, 50, path="mdlm", steps=30)
     assert state.nfe.max() <= 2 and sum(calls) == state.nfe.sum()
     assert torch.equal(state.x, final(toy, 50, path="mdlm", steps=30).x)
+
+
+def test_confidence_has_the_networks_precision_and_draws_their_own():
+    """In bfloat16 the head that ranks revealed tokens is within the rounding of float32's, the head that draws them is float32's."""
+    torch.manual_seed(0)
+    net, found, seen = DSL(ModelConfig(50, 16, 1, 2, 16, 8)).eval(), {}, []
+    torch.nn.init.normal_(net.out.weight)
+    head, net.head = net.head, lambda h: seen.append(logits := head(h)) or logits
+    for dtype in ("float32", "bfloat16"):
+        state = State(net, range(4), replace(EXACT, length=16, dtype=dtype), masked(net, 16, 4))
+        state.x[:, ::2] = torch.arange(32).view(4, 8)
+        state.move(state.x < net.mask_id, torch.full_like(state.snr, torch.inf))
+        with torch.no_grad():
+            found[dtype] = state.confidence()
+            state.decide(~state.clean)
+    assert [logits.dtype for logits in seen] == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
+    assert (found["bfloat16"][:, ::2] > 0).all() and (found["bfloat16"][:, 1::2] == 0).all()
+    assert 0 < (found["bfloat16"] - found["float32"]).abs().max() < 0.02
 
 
 def test_a_path_of_ones_own():
