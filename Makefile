@@ -82,7 +82,7 @@ data/english/meta.json: .venv/installed
 # Every benchmark, half an hour on two cores; on a GPU, of the shapes and variants that matter there: make bench_gpu.
 BENCH ?= results/bench
 TRAIN ?= --batch_size 4 --repeats 3
-SAMPLE ?= --repeats 15
+SAMPLE ?= --repeats 15 --vs dtype=float32
 WHOLE ?= --repeats 5
 bench: .venv/tested
 	$(BIN)python bench.py sample $(SAMPLE) --profile --out $(BENCH)_sample.json

@@ -322,3 +322,17 @@ def test_exit_statuses_of_the_script(tmp_path):
     for flags, status in (("--dataset pydocs --val_share 2", 2), ("--text nowhere --name x", 1)):
         ended = subprocess.run([*script, *flags.split()], cwd=tmp_path, capture_output=True, text=True)
         assert ended.returncode == status and ended.stderr.count("\n") == 1 and not os.listdir(tmp_path)
+
+
+def test_memory_is_flat(tmp_path):
+    """Three times the text, 60 MB instead of 20, takes no more memory in the largest process; all of it at once would take 1.4 times."""
+    def peak(documents):
+        file = tmp_path / f"{documents}.jsonl"
+        file.write_text(f"{json.dumps({'text': 'A dull sentence, again. ' * 420})}\n" * documents)
+        script = [sys.executable, ROOT / "prepare_owt.py", "--text", file, "--name", file.stem, "--out_dir", tmp_path, "--workers", "2"]
+        process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        assert status == 0
+        return used.ru_maxrss
+
+    assert peak(6000) < 1.2 * peak(2000)
