@@ -93,6 +93,22 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
     assert len(stated) > 50 and not set(stated) - known
 
 
+def test_speeds_stand_in_their_json():
+    """In both tables of speeds columns 2 and 3 are numbers of the row's json, as rounded there, and column 4 is their ratio."""
+    shown = {"ms": lambda s: f"{1000 * s:,.0f}", "s": lambda s: f"{s:.1f}", "GiB": lambda gib: f"{gib:.2f}"}
+    for text in (README, (ROOT / "results" / "README.md").read_text()):
+        rows = re.findall(r"^\|.*bench_\w+\.json` \|$", text, re.M)
+        assert len(rows) > 8
+        for row in rows:
+            _, _, ours, other, ratio, _, name, _ = row.split("|")
+            (ours, unit), (other, same) = ours.split(), other.split()
+            result = json.loads((ROOT / "results" / re.search(r"bench_\w+\.json", name)[0]).read_text())
+            known = result["memory_gib"].values() if unit == "GiB" else [t["median_s"] for t in result["times"].values()]
+            assert unit == same and {ours, other} <= set(map(shown[unit], known)), row
+            quotient = float(ours.replace(",", "")) / float(other.replace(",", ""))
+            assert min(abs(quotient / float(ratio) - 1), abs(1 / quotient / float(ratio) - 1)) < 0.03, row
+
+
 def test_files_fit_a_sitting_and_functions_a_screen():
     for path in [*SOURCES, *sorted((ROOT / "tests").glob("*.py")), ROOT / "README.md"]:
         text = path.read_text()
