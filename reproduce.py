@@ -3,6 +3,7 @@
     python reproduce.py --data english                         # everything; interrupted, the same command goes on
     python reproduce.py --data english --list                  # only print what would be run
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of the table anew, from checkpoints that are there
+    python reproduce.py --data english --tuning results/claim_tuning.json --results out/again  # all anew, but with what was chosen there
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
 to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at four learning rates and a
@@ -244,11 +245,25 @@ def prepare(cfg):
     return judge, windows, features, [*mean_and_stderr(nll / tokens)], [*mean_and_stderr(entropy(windows))]
 
 
-def claim(cfg, rates):
-    """Stages 2 to 4, for checkpoints that are there."""
+def earlier(cfg):
+    """What the run that left --tuning chose -> {model: learning rate}, {"model/path": [...] as of tune_all}, of the curves asked for."""
+    try:
+        with open(cfg.tuning) as f:
+            stored = json.load(f)
+        rates = {model: stored["learning_rates"][model] for model in WAYS}
+        tuning = {curve.name: stored["paths"][curve.name] for curve in cfg.curves}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{cfg.tuning} holds no tuning of these curves ({error}): name a NAME_tuning.json of an earlier run") from None
+    if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
+        raise Problem(f"{cfg.tuning} is not of --scale {cfg.scale}: its learning rates are {rates}")
+    return rates, tuning
+
+
+def claim(cfg, rates, tuning):
+    """Stages 2 to 4, for checkpoints that are there; `tuning` is {} if stage 2 is still to be done, here or by an interrupted run."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
-    path, tuning = f"{cfg.out_dir}/tuning.json", {}
-    if os.path.exists(path):
+    path = f"{cfg.out_dir}/tuning.json"
+    if not tuning and os.path.exists(path):
         with open(path) as f:
             stored = json.load(f)
         tuning = stored["paths"] if stored["judge"] == judge.key and stored["learning_rates"] == rates else {}
@@ -265,7 +280,8 @@ def claim(cfg, rates):
     numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
-    shutil.copy(path, f"{cfg.results}_tuning.json")
+    if not cfg.tuning:
+        shutil.copy(path, f"{cfg.results}_tuning.json")
     print(table(*claim_table(numbers, cfg.steps)))
     for model, of in {BASELINE: numbers, **numbers["controls"]}.items():
         for name in ("against_best", "against_published", "published_against_published"):
@@ -295,12 +311,14 @@ def again(cfg):
 
 
 def main(cfg):
-    plan, scale = trainings(cfg), SCALES[cfg.scale]
+    rates, tuning = earlier(cfg) if cfg.tuning else ({}, {})
+    plan, scale = trainings(cfg, rates), SCALES[cfg.scale]
     meta, length = load_meta(cfg.data, cfg.data_dir), train_args(plan["ar"]).length  # what is missing should be known first
     if meta["val"]["tokens"] < (needed := 2 * len(SEEDS) * scale.duel_texts * length):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
-    print(f"{cfg.scale}: {len(plan) + len(WAYS) * len(SEEDS)} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, "
+    number = len(plan) + (0 if rates else len(WAYS) * len(SEEDS))
+    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, "
           f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))
@@ -308,14 +326,14 @@ def main(cfg):
     if cfg.cell:
         return again(cfg)
     found = train_all(cfg, plan)
-    rates = best_rates(cfg, found)
+    rates = rates or best_rates(cfg, found)
     print(f"learning rates {rates}, of {scale.lrs}", flush=True)
     found |= train_all(cfg, trainings(cfg, rates))
     save_json(f"{cfg.results}_training.json", learning_rates=rates, trainings=found)
     os.makedirs(f"{cfg.results}_logs", exist_ok=True)
     for name in found:
         shutil.copy(f"{cfg.out_dir}/{name}/log.jsonl", f"{cfg.results}_logs/{name}.jsonl")
-    return claim(cfg, rates)
+    return claim(cfg, rates, tuning)
 
 
 if __name__ == "__main__":

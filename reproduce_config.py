@@ -22,6 +22,7 @@ class Config:
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
+    tuning: str = arg("", "results/claim_tuning.json, say: its learning rates and settings instead of choosing anew")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
@@ -114,14 +115,14 @@ CURVES += [Curve("dsl", path, grid) for path, grid in DSL_ONLY.items()]
 
 
 def trainings(cfg, best=None):
-    """Folder -> flags of train.py, in order. `best` {model: learning rate} is known after the first of them."""
+    """Folder -> flags of train.py, in order: with the learning rates to choose from or, once `best` {model: rate} is known, with that."""
     scale = SCALES[cfg.scale]
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
     start = ["--init_from", f"{cfg.out_dir}/mdlm/ckpt.pt", "--max_steps", str(scale.tune)]
     plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr],
             "judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
             "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    for model, rates in scale.lrs.items():
+    for model, rates in scale.lrs.items() if not best else ():
         plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)] for lr in rates}
     for seed, model in itertools.product(SEEDS, WAYS) if best else ():
         plan[f"{model}-{seed}"] = [*WAYS[model], *start, "--lr", best[model], "--seed", str(seed)]

@@ -171,6 +171,29 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
         reproduce.main(parse_args(["--cell", "dsl/posterior/8"]))
 
 
+def test_what_an_earlier_run_chose_is_not_chosen_again(toy, tmp_path):
+    _, ran = toy
+    rates, tuning = {"mdlm_more": "4e-3", "masked": "1e-3", "dsl": "4e-3"}, {}
+    for curve in reproduce_config.CURVES:
+        tuning[curve.name] = [{"T": T, "setting": curve.grid[-1], "nll": 2.0, "temperature": 1.0} for T in (8, 32)]
+    earlier, flags = tmp_path / "earlier.json", ["--data", "toy", "--workers", "1", "--tuning", str(tmp_path / "earlier.json")]
+    for text in ("", "{", "{}", "[]", json.dumps({"learning_rates": rates, "paths": {}})):
+        earlier.write_text(text)
+        with pytest.raises(Problem, match="holds no tuning of these curves"):
+            reproduce.main(parse_args(flags))
+    earlier.write_text(json.dumps({"learning_rates": rates, "paths": {**tuning, "dsl/other": []}}))
+    with pytest.raises(Problem, match="is not of --scale gpu"):
+        reproduce.main(parse_args([*flags, "--scale", "gpu"]))
+    assert not ran and not (tmp_path / "results").exists()
+
+    reproduce.main(parse_args(flags))
+    found = json.loads((tmp_path / "results" / "claim.json").read_text())
+    assert len(ran) == TRAININGS - 3 * 2 and found["learning_rates"] == rates and found["tuning"] == tuning
+    drawn = list((tmp_path / "out" / "reproduce").glob("samples*/dsl/posterior/*"))
+    assert drawn and all("R4" in path.name and path.parts[-4] == "samples" for path in drawn)
+    assert not (tmp_path / "results" / "claim_tuning.json").exists()
+
+
 def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path):
     cfg, ran = toy
     (tmp_path / "data" / "toy" / "train.bin").write_bytes(b"xx")
