@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Config:
             raise ValueError(f"--calls are 4, 16 (the claim compares T with 4 T) and more of {SCALES[self.scale].steps}")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
+        if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
+            raise ValueError("--tuning stands beside the numbers of an earlier run, which would be overwritten: name other --results")
         if self.cell and not re.fullmatch(r"[\w+-]+/[\w-]+/\d+", self.cell):
             raise ValueError("--cell is model/path/T, for example dsl/posterior/32")
 

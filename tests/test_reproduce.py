@@ -185,6 +185,8 @@ def test_what_an_earlier_run_chose_is_not_chosen_again(toy, tmp_path):
     with pytest.raises(Problem, match="is not of --scale gpu"):
         reproduce.main(parse_args([*flags, "--scale", "gpu"]))
     assert not ran and not (tmp_path / "results").exists()
+    with pytest.raises(SystemExit):
+        parse_args(["--tuning", "results/claim_tuning.json"])  # claim.json would be overwritten
 
     reproduce.main(parse_args(flags))
     found = json.loads((tmp_path / "results" / "claim.json").read_text())
