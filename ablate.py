@@ -61,8 +61,8 @@ class Variant(NamedTuple):
     """A name, the flags of train.py that differ from the claim's, the question, what was predicted before running it, and the flags of
     sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter}, {half}, {twice}
     and {long} (4) stand for so many times the steps of the fine-tuning and {beyond} for twice its learning rate, {mdlm_more} and {masked}
-    for those of the other two; {pretrain} for the MDLM's steps, {lr} for the preset's learning rate, of which {slow} and {slower} are a
-    half and a quarter."""
+    for those of the other two and {below} for half of MDLM's; {pretrain} for the MDLM's steps, {lr} for the preset's learning rate, of
+    which {slow} and {slower} are a half and a quarter."""
 
     name: str
     flags: str
@@ -114,6 +114,7 @@ VARIANTS = (
     Variant("mdlm_long", "--objective mdlm --max_steps {long} --lr {mdlm_more}", "MDLM continued as long?", "bound 2.70"),
     Variant("mdlm_long_fast", "--objective mdlm --max_steps {long} --lr {slower}", "that at 1e-3 instead of 5e-4?", "bound 2.69"),
     Variant("lr_twice", "--lr {beyond}", "is the edge of the grid of learning rates the best?", "no better: 4e-3 and 8e-3 were close"),
+    Variant("mdlm_lr_half", "--objective mdlm --lr {below}", "MDLM's best was at the lower edge: half of it?", "bound within .005"),
     Variant("scratch", "--init_from scratch --max_steps {pretrain} --lr {lr}", "from scratch, at as many tokens as the MDLM?",
             "far better than that MDLM, and better than MDLM and then DSL, as the pilot saw on pydocs"),
     Variant("scratch_slow", "--init_from scratch --max_steps {pretrain} --lr {slow}", "from scratch at half that rate?",
@@ -151,11 +152,12 @@ CLAIMED = {"dsl": "dsl-0", "masked": "masked-0", "mdlm_more": "mdlm_more-0", "md
 
 def plan_of(cfg, variant, published, seed=0):
     """Flags of train.py: those of the claim's DSL model, then the variant's, of which the last one counts."""
-    plan, scale = trainings(cfg, published["learning_rates"]), SCALES[cfg.scale]
+    rates, scale = published["learning_rates"], SCALES[cfg.scale]
+    plan = trainings(cfg, rates)
     lr = train_args(plan["judge"]).lr
     flags = variant.flags.format(quarter=scale.tune // 4, half=scale.tune // 2, twice=2 * scale.tune, long=4 * scale.tune,
-                                 pretrain=scale.pretrain, lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * train_args(plan["dsl-0"]).lr,
-                                 **published["learning_rates"])
+                                 pretrain=scale.pretrain, lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * float(rates["dsl"]),
+                                 below=float(rates["mdlm_more"]) / 2, **rates)
     steps = ["--max_steps", str(cfg.tune)] if cfg.tune else []
     return [*plan["dsl-0"], *steps, *shlex.split(flags), "--seed", str(seed), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg, seed)}"]
 

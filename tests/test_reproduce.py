@@ -282,11 +282,11 @@ def test_every_variant_is_a_training_or_another_sampling():
     own |= {name: 8000 for name in asked if "long" in name}
     assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
     assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
-    assert asked["lr_twice"].lr == 0.016 and asked["beta_fixed"].lr == 8e-3 and asked["scratch_masks"].endpoint == 1
+    of = {"lr_twice": 0.016, "beta_fixed": 8e-3, "long": 8e-3, "long_masks": 4e-3}
+    of |= {"mdlm_long": 2e-3, "mdlm_long_fast": 1e-3, "mdlm_lr_half": 1e-3}
+    assert {name: asked[name].lr for name in of} == of and asked["scratch_masks"].endpoint == asked["long_masks"].endpoint == 1
     rates = {"slow": 2e-3, "slower": 1e-3}
     assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
-    long = {name: asked[name].lr for name in ("long", "long_masks", "mdlm_long", "mdlm_long_fast")}
-    assert list(long.values()) == [8e-3, 4e-3, 2e-3, 1e-3]  # the rates above, each model its own
     alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "D8"], published)
     assert list(alone) == ["judge", "dsl-0", "masked-0", "mdlm_more-0", "mdlm", "dsl_D8_700-1", "dsl_D8_700-2"]
     assert {a.objective for name, a in asked.items() if name.startswith("mdlm")} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
