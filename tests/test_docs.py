@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import math
 import os
 import re
 import shlex
@@ -91,6 +92,14 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
     parts = [README[README.index(first) : README.index(last)] for first, last in sections]
     stated = re.findall(r"−?\d+\.\d+ ± \d+\.\d+", "".join(parts) + (ROOT / "results" / "README.md").read_text())
     assert len(stated) > 50 and not set(stated) - known
+
+
+def test_the_two_runs_of_the_claim_agree_as_the_readme_says():
+    first, second = (json.loads((ROOT / "results" / f"{name}.json").read_text())["cells"] for name in ("claim", "claim_256"))
+    pairs = [(first[key]["nll"], second[key]["nll"]) for key in first.keys() & second.keys() if not key.startswith("ar/")]
+    gaps = [abs(x - y) for (x, _), (y, _) in pairs]
+    assert f"their {len(pairs)} cells in common differ by {sum(gaps) / len(gaps):.2f} on average" in README
+    assert all(gap < 2 * math.hypot(x[1], y[1]) for gap, (x, y) in zip(gaps, pairs))
 
 
 def test_speeds_stand_in_their_json():
