@@ -79,7 +79,7 @@ ablations: reproduce
 data/english/meta.json: .venv/installed
 	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english
 
-# Every benchmark, half an hour on two cores; on a GPU, of the shapes and variants that matter there: make bench_gpu.
+# Every benchmark, some 20 minutes on two cores; on a GPU, of the shapes and variants that matter there: make bench_gpu.
 BENCH ?= results/bench
 TRAIN ?= --batch_size 4 --repeats 3
 SAMPLE ?= --repeats 15 --vs dtype=float32

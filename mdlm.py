@@ -1,17 +1,45 @@
 """The masked diffusion model that DSL is fine-tuned from: an MDLM checkpoint -> our network, with the same logits.
 
-Reads what MDLM's authors publish: .safetensors, a Lightning .ckpt, or a Hugging Face id such as kuleshov-group/mdlm-owt.
+    python mdlm.py                                             # mdlm-owt, fetched, as out/mdlm_owt/ckpt.pt: the paper's baseline
+    python mdlm.py --source my.ckpt --out out/my/ckpt.pt       # one of yours; say --length and --n_head where they are not mdlm-owt's
+
+Reads what MDLM's authors publish: .safetensors, a Lightning .ckpt, or a Hugging Face id such as kuleshov-group/mdlm-owt. train.py
+--init_from reads these by itself; sampler.py and analyze.py want the checkpoint that this script writes.
 """
 
+import os
 import pickle
 import types
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from config import Problem, arg, optional, parse, provenance, run
+from train_config import parse_args as train_args
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which checkpoint, and what it does not say itself."""
+
+    source: str = arg("kuleshov-group/mdlm-owt", "an MDLM checkpoint: .safetensors, .ckpt, Hugging Face id")
+    out: str = arg("out/mdlm_owt/ckpt.pt", "where ours goes")
+    tokenizer: str = arg("gpt2", "what its ids mean", choices=("bytes", "gpt2", "text8"))
+    dataset: str = arg("owt", "name of the prepared text that analyze.py and sampler.py --report are to use")
+    length: int = arg(1024, "L, tokens in a sequence")
+    n_head: int = arg(12, "attention heads")
+
+
+def parse_args(argv=None):
+    return parse(Config, argv, description=__doc__)
+
+
+CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import torch
 from torch.nn import functional as F
 
-from config import Problem, optional
-from model import DSL, ModelConfig
+from data import tokenizer
+from model import DSL, ModelConfig, save_checkpoint
 
 
 def take(state, name, *shape):
@@ -41,6 +69,8 @@ def mdlm_to_dsl(state, n_head, length, d_embed, **changes):
     state = {k.removeprefix("backbone."): v.float() for k, v in state.items() if k.startswith("backbone.")}
     table = take(state, "vocab_embed.embedding", None, None)
     V, C = len(table) - 1, table.shape[1]
+    if n_head < 1 or C % (2 * n_head):
+        raise Problem(f"the MDLM checkpoint is {C} wide, which --n_head {n_head} does not divide into even parts: say how many it has")
     n_layer = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     first = take(state, "sigma_map.mlp.0.weight", None, 256)
     c = len(first)  # width of the conditioning
@@ -103,13 +133,13 @@ def read_mdlm(source):
     """The state dict of an MDLM checkpoint: a .safetensors file, a Lightning .ckpt (its averaged weights), or a Hugging Face id."""
     path = Path(source)
     if not path.exists() and path.suffix in (".ckpt", ".safetensors", ".pt"):
-        raise Problem(f"--init_from {source}: there is no such file")
+        raise Problem(f"{source}: there is no such file")
     if not path.exists():
         hub = optional("huggingface_hub")
         try:
             path = Path(hub.hf_hub_download(source, "model.safetensors"))
         except Exception as error:  # the hub's errors are many
-            raise Problem(f"--init_from {source} is no file here and could not be fetched ({type(error).__name__}): check the name, or go "
+            raise Problem(f"{source} is no file here and could not be fetched ({type(error).__name__}): check the name, or go "
                           "online") from None
     if path.suffix == ".safetensors":
         reader = optional("safetensors.torch")
@@ -130,3 +160,22 @@ def read_mdlm(source):
             raise Problem(f"{path} has averaged weights that do not line up with its own: it is not one of MDLM's")
         state.update(zip(names, average))
     return state
+
+
+def main(cfg):
+    """Write the checkpoint as one of ours, of an MDLM after 0 steps of training."""
+    if os.path.exists(cfg.out):
+        raise Problem(f"{cfg.out} exists: name another --out, or delete it")
+    torch.manual_seed(0)  # of the new sphere
+    V, model = tokenizer(cfg.tokenizer).n_vocab, mdlm_to_dsl(read_mdlm(cfg.source), cfg.n_head, cfg.length, train_args([]).d_embed)
+    if V != model.config.vocab_size:
+        raise Problem(f"{cfg.source} predicts {model.config.vocab_size} tokens, --tokenizer {cfg.tokenizer} has {V}: name the one it has")
+    shape = {name: getattr(model.config, name) for name in ("length", "n_layer", "n_head", "d_model")}
+    training = train_args(["--preset", "owt_mdlm", "--dataset", cfg.dataset, *(f"--{name}={value}" for name, value in shape.items())])
+    save_checkpoint(cfg.out, model, step=0, config=asdict(training), tokenizer=cfg.tokenizer, validation={}, **provenance())
+    print(f"{cfg.source}: {sum(p.numel() for p in model.parameters()):,} parameters\n"
+          f"saved {cfg.out}; sample from it with: python sampler.py --ckpt {cfg.out} --nucleus remdm")
+
+
+if __name__ == "__main__":
+    run(lambda: main(CFG))

@@ -41,6 +41,15 @@ def test_readme_command_parses(script, flags):
     assert importlib.import_module(script[:-3]).parse_args(shlex.split(flags))  # a bad flag would be a SystemExit
 
 
+def test_readme_s_batches_divide_among_its_processes():
+    lines = re.findall(r"^torchrun (.*) train\.py(.*?)(?: #|$)", README, re.M)
+    assert len(lines) > 5
+    for how, flags in lines:
+        cfg = importlib.import_module("train").parse_args(shlex.split(flags))
+        processes = math.prod(map(int, re.findall(r"--n(?:nodes|proc_per_node)=(\d+)", how)))
+        assert cfg.batch_size % (processes * (cfg.micro_batch or 1)) == 0, (how, flags)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_help_works_without_data_and_a_typo_before_any_heavy_import(script, tmp_path):
     shown = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True)
