@@ -85,13 +85,15 @@ def load(cfg):
     if (meta["tokenizer"], meta["vocab_size"]) != (ckpt["tokenizer"], model.config.vocab_size):
         raise Problem(f"{name} holds {meta['vocab_size']} kinds of {meta['tokenizer']} tokens, {path} reads {model.config.vocab_size} of "
                       f"{ckpt['tokenizer']}: choose another --data")
+    framed = must_agree["frame_eos"] and meta["eos"] is not None
     windows = torch.from_numpy(spread_windows(load_tokens(name, "val", cfg.data_dir), model.config.length, cfg.num_windows,
-                                              meta["eos"] if must_agree["frame_eos"] else None))
+                                              meta["eos"] if framed else None))
     if len(windows) < 20 or len(windows.unique()) < 2:
         raise Problem(f"{name} has {len(windows)} validation windows and 20 of more than one token are needed: prepare a longer text")
     objectives = [about["objective"] for _, about, _ in loaded]
     names = [o.upper() + f" {about['ckpt']}" * (objectives.count(o) > 1) for o, (_, about, _) in zip(objectives, loaded)]
-    return [Run(name, about["objective"], model, about) for name, (model, about, _) in zip(names, loaded)], windows, meta | {"name": name}
+    meta = meta | {"name": name, "text_length": model.config.length - 2 * framed}
+    return [Run(name, about["objective"], model, about) for name, (model, about, _) in zip(names, loaded)], windows, meta
 
 
 # ---- tables: results {model: dict of its probe} -> header, rows --------------------------------------------------------------

@@ -82,7 +82,8 @@ def provenance():
 def whole_file(path):
     """Open a file for writing bytes that takes the name `path` only when all of it is written and flushed.
 
-    Whatever happens meanwhile, a kill or a full disk, `path` is afterwards the old file or the new one, never half of one.
+    Whatever happens meanwhile, a kill or a full disk, `path` is afterwards the old file or the new one, never half of one. One process
+    at a time may write a path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,7 @@ def optional(module):
 def run(main):
     """Call `main()`; a Problem or an operating-system error (disk full, no permission) becomes one line and exit status 1."""
     try:
+        provenance()  # of the code as it is now, not when the first number is there
         return main()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -101,7 +101,8 @@ def word_report(texts, name, length, folder=DATA):
     over texts, and the share in 256 validation windows of `length` tokens, which cut their first and last words as texts do."""
     tok = tokenizer(load_meta(name, folder)["tokenizer"])
     splits = {split: load_tokens(name, split, folder) for split in ("train", "val")}
-    corpus = {word for tokens in splits.values() for word in tok.decode(tokens.tolist()).split()}
+    pieces = (tokens[at : at + 2**24].tolist() for tokens in splits.values() for at in range(0, len(tokens), 2**24))
+    corpus = {word for piece in pieces for word in tok.decode(piece).split()}  # in pieces: OpenWebText does not fit at once
 
     def known(texts):  # (words, known words) of each text
         return np.array([(len(text.split()), sum(word in corpus for word in text.split())) for text in texts])

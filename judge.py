@@ -5,6 +5,7 @@ model of the `transformers` package (gpt2-large, or a folder), which is what pub
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,7 +140,9 @@ def judged(judge, texts, device, cache="", batch_size=16):
         if verdict is None:
             verdict = judge_chunk(judge, chunk, device, batch_size)
             if path:
-                with whole_file(path) as f:
+                own = path.with_suffix(f".{os.getpid()}")  # another process may judge the same texts
+                with whole_file(own) as f:
                     np.savez(f, **dict(zip(("features", "nll", "tokens"), (column.numpy() for column in verdict))))
+                own.replace(path)
         parts.append(verdict)
     return tuple(torch.cat(column) for column in zip(*parts))

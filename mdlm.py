@@ -71,6 +71,9 @@ def mdlm_to_dsl(state, n_head, length, d_embed, **changes):
     V, C = len(table) - 1, table.shape[1]
     if n_head < 1 or C % (2 * n_head):
         raise Problem(f"the MDLM checkpoint is {C} wide, which --n_head {n_head} does not divide into even parts: say how many it has")
+    rotary = state.get("rotary_emb.inv_freq")
+    if rotary is not None and (heads := C // (2 * len(rotary))) != n_head:
+        raise Problem(f"the MDLM checkpoint has {heads} attention heads, not {n_head}: say so by --n_head")
     n_layer = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     first = take(state, "sigma_map.mlp.0.weight", None, 256)
     c = len(first)  # width of the conditioning

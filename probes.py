@@ -229,7 +229,7 @@ def bounds(cfg, run, windows, meta):
     trained one's may rise again, as it adds errors at every SNR. It is a bound at each G; the best of four is not one."""
     def bits(term, name):
         nats = torch.cat([term(x0, n).cpu() for n, x0 in batches(cfg, run.model, windows, f"{run.name}, {name}")])
-        return mean_and_stderr(bits_per_byte(meta, "val", nats / windows.shape[1]))
+        return mean_and_stderr(bits_per_byte(meta, "val", nats / meta["text_length"]))
 
     def diffusion(G):
         grid = snr_grid(critical_snr(len(run.model.E)), top=G)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from config import optional, provenance, whole_file
 from model import WIDE, bfloat16_is_fast, pick_device
+from report import plain
 
 
 def local_device(name):
@@ -93,7 +94,7 @@ class Log:
     def write(self, step, **fields):
         if self.path:
             with open(self.path, "a") as f:
-                f.write(json.dumps({"step": step, **fields}) + "\n")
+                f.write(json.dumps(plain({"step": step, **fields})) + "\n")
         if self.wandb:
             self.wandb.log(fields, step=step)
 

@@ -74,6 +74,8 @@ class Config:
             raise ValueError("--sde_top and --correct_snr must be positive, --clean_snr 0 or positive and finite")
         if self.path == "hybrid" and self.sde_steps >= self.steps:
             raise ValueError(f"--sde_steps {self.sde_steps} leaves no step of --steps {self.steps} to the path after it")
+        if self.correct and (self.out or self.report or self.trace):
+            raise ValueError("--correct prints a diff and writes no file: leave out --out, --report and --trace")
         if sum(map(bool, (self.prompt, self.infill, self.correct))) > 1:
             raise ValueError("choose one of --prompt, --infill and --correct")
         if self.infill and not 0 < sum(int(hole[1] or 1) for hole in MASK.finditer(self.infill)) < 10**6:

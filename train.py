@@ -36,7 +36,7 @@ from mdlm import mdlm_to_dsl, read_mdlm
 from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint, with_new_sphere
 from runtime import (Log, StopSignal, compiled, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use,
                      prefetch, rerun)
-from validate import bits_per_byte, describe, evaluate
+from validate import bits_per_byte, describe, evaluate, require_windows
 
 LOSSES = {"dsl": dsl_loss, "mdlm": mdlm_loss, "ar": ar_loss}
 MAY_CHANGE = ("preset", "resume", "max_steps", "micro_batch", "out_dir", "data_dir", "device", "compile", "log_every", "eval_every",
@@ -110,6 +110,8 @@ def resumed(cfg, path, meta):
     if ckpt["tokenizer"] != meta["tokenizer"] or ckpt["model_config"]["vocab_size"] != meta["vocab_size"]:
         raise Problem(f"{path} was trained on {ckpt['tokenizer']} tokens (V = {ckpt['model_config']['vocab_size']}), {cfg.dataset} holds "
                       f"{meta['tokenizer']} (V = {meta['vocab_size']}): use the dataset it was trained on, or another --out_dir")
+    if ckpt.get("data") not in (None, meta["train"].get("sha256")):
+        raise Problem(f"{path} was trained on another text than {cfg.dataset} holds now: prepare that again, or use another --out_dir")
     for name, value in asdict(cfg).items():
         before = ckpt["config"].get(name, getattr(cfg.__class__, name))  # a flag that is younger than the checkpoint was at its default
         if name not in MAY_CHANGE and before != value:
@@ -141,11 +143,6 @@ def wrap(cfg, run):
     return objective
 
 
-def endpoint_share(cfg):
-    """The share of sequences fed by lookup, for counting FLOPs."""
-    return cfg.endpoint if cfg.objective == "dsl" else 1.0
-
-
 def learning_rate(cfg, step):
     """Linear warm-up, then a straight line from lr to lr * lr_final."""
     if step < cfg.warmup:
@@ -163,7 +160,7 @@ class Run(NamedTuple):
     ema: DSL
     optimizer: torch.optim.Optimizer
     step: int  # of the checkpoint that it goes on from
-    scores: dict  # of its last evaluation
+    scores: dict  # of that step, {} if it was not evaluated
     tokens: np.ndarray
     meta: dict
     rank: int
@@ -177,6 +174,7 @@ def start(cfg, rank, world, device):
     meta, tokens = load_meta(cfg.dataset, cfg.data_dir), load_tokens(cfg.dataset, "train", cfg.data_dir)
     if cfg.frame_eos and meta["eos"] is None:
         raise Problem(f"--frame_eos needs an EOS token and {cfg.dataset} ({meta['tokenizer']}) has none: add --no-frame_eos")
+    require_windows(cfg)
     path = Path(cfg.out_dir) / "ckpt.pt"
     if path.exists() and not (cfg.resume or cfg.eval_only):
         raise Problem(f"{path} exists: add --resume to go on from it, or choose another --out_dir")
@@ -196,7 +194,7 @@ def save(cfg, run, step, scores):
     """Write out_dir/ckpt.pt atomically; with --keep k also keep the last k as ckpt-STEP.pt, the newest being the same file."""
     path = Path(cfg.out_dir) / "ckpt.pt"
     save_checkpoint(path, run.model, ema=run.ema.state_dict(), optimizer=run.optimizer.state_dict(), step=step, config=asdict(cfg),
-                    tokenizer=run.meta["tokenizer"], validation=scores, **provenance())
+                    tokenizer=run.meta["tokenizer"], data=run.meta["train"].get("sha256"), validation=scores, **provenance())
     if cfg.keep > 1:
         named = path.with_name(f"ckpt-{step:08d}.pt")
         named.unlink(missing_ok=True)
@@ -243,9 +241,9 @@ def report(cfg, run, log, bar, seen, step, skipped, seconds):
     if not good.any():
         return skipped
     loss, bound = gather(seen[good][:, :2].nanmean(0)[None]).nanmean(0).tolist()
-    bound = bits_per_byte(run.meta, "train", bound)
+    bound = bits_per_byte(run.meta, "train", bound * cfg.length / cfg.text_length)
     speed = len(seen) * cfg.batch_size * cfg.length / seconds
-    mfu, memory = speed * flops_per_token(run.model.config, endpoint_share(cfg)) / (run.ceiling * run.world), memory_in_use(run.device)
+    mfu, memory = speed * flops_per_token(run.model.config, cfg.lookup_share) / (run.ceiling * run.world), memory_in_use(run.device)
     bar.set_postfix(loss=f"{loss:.3f}", bits_per_byte=f"{bound:.3f}", tokens_s=f"{speed:,.0f}", mfu=f"{mfu:.0%}", GiB=f"{memory:.1f}")
     log.write(step, loss=loss, bits_per_byte=bound, lr=learning_rate(cfg, step - 1), tokens_per_s=speed, mfu=mfu, memory_gib=memory)
     return skipped
@@ -267,7 +265,7 @@ def train(cfg, run, log):
     objective, path = wrap(cfg, run), Path(cfg.out_dir) / "ckpt.pt"
     plan = (part for step in range(run.step, cfg.max_steps) for part in passes_of(cfg, step, run.rank, run.world))
     batches = prefetch(lambda part: batch(cfg, part, run.tokens, run.meta, run.device), plan)
-    seen, clock, scores, skipped = [], time.time(), run.scores, 0
+    seen, clock, skipped = [], time.time(), 0
     with StopSignal() as stop, tqdm(total=cfg.max_steps, initial=run.step, desc="training", mininterval=1, disable=run.rank > 0) as bar:
         for step in range(run.step, cfg.max_steps):
             seen.append(update(cfg, run, objective, batches, step))
@@ -279,11 +277,11 @@ def train(cfg, run, log):
                 skipped = report(cfg, run, log, bar, seen, done, skipped, time.time() - clock)
                 seen, clock = [], time.time()
             if run.rank == 0 and saves:
-                save(cfg, run, done, {} if done == cfg.max_steps else scores)  # before the evaluation, lest that fails
+                save(cfg, run, done, {})  # before the evaluation, lest that fails
             if done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0:
                 scores = evaluate_now(cfg, run, log, bar.write, done)
                 clock = time.time()
-                if run.rank == 0 and done == cfg.max_steps:
+                if run.rank == 0 and saves:
                     save(cfg, run, done, scores)
             if cfg.sample_every and done % cfg.sample_every == 0 and run.rank == 0:
                 show_samples(cfg, run, bar, done)
@@ -313,7 +311,7 @@ def dry_run(cfg, world, say):
     with torch.device("meta"):
         model = DSL(shape(cfg, V))
     per_pass = len(passes_of(cfg, 0, 0, world)[0])
-    flops, size = flops_per_token(model.config, endpoint_share(cfg)), sum(p.numel() for p in model.parameters())
+    flops, size = flops_per_token(model.config, cfg.lookup_share), sum(p.numel() for p in model.parameters())
     step = cfg.batch_size * cfg.length
     say(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters; {step:,} tokens per step, in passes of {per_pass} sequences on {world} "
           f"process(es)\n{flops:.3g} FLOPs per token, {cfg.max_steps * step:.3g} tokens in all\n"

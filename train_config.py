@@ -77,6 +77,8 @@ class Config:
     dry_run: bool = arg(False, "print parameters, tokens per step, FLOPs per token and memory, and exit")
 
     def __post_init__(self):
+        if any(value != value for value in vars(self).values()):
+            raise ValueError("nan is no setting")
         for name in ("length", "n_layer", "n_head", "d_model", "d_embed", "max_steps", "batch_size", "log_every", "save_every",
                      "eval_windows", "keep"):
             if getattr(self, name) < 1:
@@ -95,6 +97,16 @@ class Config:
             raise ValueError("--eval_windows must be at least 17 (the diffusion bound takes every 16th), --length 3 with --frame_eos")
         if self.d_model % (2 * self.n_head):
             raise ValueError("--d_model must be an even multiple of --n_head")
+
+    @property
+    def text_length(self):
+        """Tokens of text in a sequence."""
+        return self.length - 2 * self.frame_eos
+
+    @property
+    def lookup_share(self):
+        """The share of sequences that are fed by row lookup alone, for counting FLOPs."""
+        return self.endpoint if self.objective == "dsl" else 1.0
 
 
 def parse_args(argv=None, description=None):

@@ -6,6 +6,7 @@ from statistics import NormalDist
 import torch
 from tqdm import tqdm
 
+from config import Problem
 from data import load_tokens, val_windows
 from dsl_loss import (SNR_BINS, SNRMix, ar_logits, ce_by_snr, critical_snr, diffusion_bound, draw_corruption, dsl_ce,
                       keyed_generator, mean_and_stderr, roar_bound, snr_grid, token_ce)
@@ -15,6 +16,14 @@ from runtime import gather
 def bits_per_byte(meta, split, nats_per_token):
     """Nats per token of a split -> bits per byte of its text: EOS tokens are paid for, though they are no byte."""
     return nats_per_token / math.log(2) * meta[split]["tokens"] / meta[split]["bytes"]
+
+
+def require_windows(cfg):
+    """Raise Problem where the validation split is too short for a standard error of both bounds: before the training, not after it."""
+    found = len(load_tokens(cfg.dataset, "val", cfg.data_dir)) // cfg.text_length
+    if found < 17:
+        raise Problem(f"{cfg.dataset}'s validation split has {found} windows of {cfg.text_length} tokens and 17 are needed: prepare a "
+                      "longer text, or use a shorter --length")
 
 
 def per_window(name, term, windows, rank, world, device, batch):
@@ -40,7 +49,7 @@ def evaluate(cfg, model, meta, device, rank=0, world=1):
         return per_window(name, term, rows, rank, world, device, min(64, cfg.micro_batch or 64))
 
     def in_bits(nats):
-        return mean_and_stderr(bits_per_byte(meta, "val", nats / cfg.length))
+        return mean_and_stderr(bits_per_byte(meta, "val", nats / cfg.text_length))
 
     if cfg.objective == "ar":
         return {"nll": in_bits(share(lambda x0, _: token_ce(ar_logits(model, x0), x0).sum(1), windows, "likelihood"))}

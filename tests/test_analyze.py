@@ -22,7 +22,7 @@ from data import spread_windows, val_windows
 from probes import Run, another_token, bounds, calibration, correction, corrupt, invariance, views
 
 CFG = analyze.parse_args(["correction", "--batch_size", "500"])
-BYTES = {"val": {"tokens": 1, "bytes": 1}}  # bits per byte are bits per token
+BYTES = {"val": {"tokens": 1, "bytes": 1}, "text_length": 2}  # bits per byte are bits per token
 
 
 def gen(seed=0):

@@ -123,7 +123,8 @@ def test_mdlm_s_own_file_becomes_a_checkpoint_that_samples_and_trains_on(tmp_pat
     save_file(raw, tmp_path / "theirs.safetensors")
     asked = ["--source", str(tmp_path / "theirs.safetensors"), "--out", str(tmp_path / "ours" / "ckpt.pt"),
              *"--length 24 --n_head 2 --tokenizer bytes --dataset mine".split()]
-    for *flags, message in (("--n_head", "3", "--n_head 3 does not divide"), ("--tokenizer", "text8", "257 tokens, .* text8 has 27")):
+    for *flags, message in (("--n_head", "3", "--n_head 3 does not divide"), ("--n_head", "4", "has 2 attention heads, not 4"),
+                            ("--tokenizer", "text8", "257 tokens, .* text8 has 27")):
         with pytest.raises(Problem, match=message):
             mdlm.main(mdlm.parse_args([*asked, *flags]))
     mdlm.main(cfg := mdlm.parse_args(asked))

@@ -99,6 +99,18 @@ def test_bfloat16_stays_close_to_float32():
     assert rounded != exact and abs(rounded - exact) < 0.02 * exact
 
 
+def test_bfloat16_does_not_round_the_view_s_scores():
+    """Two embeddings at a cosine of 0.995 and an SNR of 300: their scores differ by 1.5, which bfloat16's steps of 2 would swallow."""
+    view = tiny().view
+    with torch.no_grad():
+        view.raw_E[1] = view.raw_E[0] + 0.1 * view.raw_E[0].norm() * torch.linalg.qr(view.raw_E[:2].T)[0][:, 1]
+        z = 300 * view.E[:2]
+        exact = view.embed_noisy(z)
+        with autocast(torch.device("cpu"), "bfloat16"):
+            rounded = view.embed_noisy(z)
+    assert (exact[0] - exact[1]).abs().max() > 0.1 and (rounded - exact).abs().max() < 0.02 * exact.abs().max()
+
+
 # ---- checkpoints -------------------------------------------------------------------------------------------------------------
 
 

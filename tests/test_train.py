@@ -1,8 +1,11 @@
 """The training loop: it learns the exact posterior, resumes to the bit, and stops in time."""
 
+import contextlib
 import json
+import math
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +161,41 @@ def test_resume_of_a_run_stopped_in_its_last_evaluation_evaluates(cfg, monkeypat
     assert ckpt(cfg)["validation"] == ckpt(replace(cfg, out_dir=cfg.out_dir + "/whole"))["validation"] != {}
 
 
+def test_scores_in_a_checkpoint_are_of_its_own_step(cfg):
+    train.main(replace(cfg, eval_every=5, save_every=5, keep=3))
+    at = {step: torch.load(f"{cfg.out_dir}/ckpt-{step:08d}.pt", weights_only=True)["validation"] for step in (5, 10, 12)}
+    logged = {row["step"]: row["validation"] for row in map(json.loads, open(f"{cfg.out_dir}/log.jsonl")) if "validation" in row}
+    assert {step: scores["roar"] for step, scores in at.items()} == {step: tuple(scores["roar"]) for step, scores in logged.items()}
+    other = replace(cfg, eval_every=4, save_every=5, keep=3, out_dir=cfg.out_dir + "/other")
+    train.main(other)
+    assert not torch.load(f"{other.out_dir}/ckpt-{10:08d}.pt", weights_only=True)["validation"]  # last evaluated at step 8
+
+
+def test_a_validation_split_that_is_too_short_stops_before_the_training(cfg):
+    with pytest.raises(Problem, match="has 16 windows of 250 tokens and 17 are needed"):
+        train.main(replace(cfg, length=250))
+    assert not Path(cfg.out_dir).exists()
+
+
+def test_bits_per_byte_count_the_tokens_of_text(cfg):
+    """With frames a window of 16 holds 14: the nats of a model that knows nothing and is charged for all 16 are paid by 14 bytes."""
+    model = DSL(train.shape(cfg, 257)).eval()
+    for p in model.out.parameters():
+        torch.nn.init.zeros_(p)
+    for framed, tokens in ((False, 16), (True, 14)):
+        scores = train.evaluate(replace(cfg, frame_eos=framed), model, load_meta("toy", cfg.data_dir), torch.device("cpu"))
+        assert scores["roar"][0] == pytest.approx(16 * math.log2(257) / tokens, rel=1e-4)
+
+
+def test_a_run_does_not_go_on_with_another_text(cfg):
+    path = Path(cfg.data_dir) / "toy" / "meta.json"
+    meta = json.loads(path.read_text())
+    for text, message in (("one", None), ("one", None), ("another", "was trained on another text than toy holds now")):
+        path.write_text(json.dumps(meta | {"train": meta["train"] | {"sha256": text}}))
+        with pytest.raises(Problem, match=message) if message else contextlib.nullcontext():
+            train.main(replace(cfg, resume=Path(cfg.out_dir).exists()))
+
+
 def test_an_existing_checkpoint_is_not_overwritten(cfg):
     train.main(cfg)
     before = open(f"{cfg.out_dir}/ckpt.pt", "rb").read()
@@ -252,7 +290,8 @@ def test_learning_rate_warms_up_and_falls_to_its_share(cfg):
 
 @pytest.mark.parametrize("flags", ["--lr x", "--lr -1", "--max_steps 0", "--preset none", "--endpoint 2", "--max_step 5",
                                    "--n_head 3 --d_model 64", "--objective gan", "stray", "--micro_batch -1", "--beta2 1",
-                                   "--clip 0", "--lr nan", "--seed -1", "--frozen bias", "--frame_eos --length 2", "--eval_windows 9"])
+                                   "--clip 0", "--lr nan", "--seed -1", "--frozen bias", "--frame_eos --length 2", "--eval_windows 9",
+                                   "--weight_decay nan"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         train.parse_args(flags.split())
