@@ -117,8 +117,9 @@ def lowest_first(state, j, T, score):
 
 
 def confidence(state, j, T):
-    """The tokens that the denoiser is surest of (MaskGIT, LLaDA)."""
-    return lowest_first(state, j, T, -state.best())
+    """The tokens that the denoiser is surest of (MaskGIT, LLaDA), to a hundredth, else at random: all positions of an empty text are
+    alike, and the last bits of their probabilities, others in each precision, should not say which come first."""
+    return lowest_first(state, j, T, 0.01 * state.uniform("order") - state.best())
 
 
 def random(state, j, T):

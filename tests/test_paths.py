@@ -1,5 +1,6 @@
 """Every path, driven by the exact denoiser of a language that can be written out (see toys.py for the odds of a false alarm)."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -226,6 +227,16 @@ def test_confidence_reveals_the_surest_and_ar_the_leftmost():
     first = State(toy, [0], EXACT, masked(toy, 3))
     assert PATHS["confidence"](first, 0, 3)[0].isinf().tolist() == [i == best.argmax() for i in range(3)]
     assert PATHS["ar"](first, 0, 3)[0].isinf().tolist() == [True, False, False]
+
+
+def test_confidence_takes_positions_that_are_alike_at_random():
+    """A uniform language, 200 texts, 4 of 24 positions at the first step: each is taken 33 times, standard deviation 5; fewer than 10 times
+    in 1 of 20,000 seeds. By the last bits, or by position, some never are."""
+    toy = ExactDenoiser()
+    toy.log_p = torch.full_like(toy.log_p, -math.log(len(toy.log_p)))
+    states = sample(Wide(toy, 24), range(200), replace(EXACT, length=24, path="confidence", steps=6))
+    taken = next(state.clean.sum(0) for state in states if state.clean.any())
+    assert taken.sum() == 800 and taken.min() > 9
 
 
 def test_ar_and_confidence_one_at_a_time_are_exact():
