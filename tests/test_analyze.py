@@ -215,6 +215,17 @@ def test_every_question_writes_its_json_and_its_figure(cfg, tmp_path, capsys, mo
     assert "pip install matplotlib" in capsys.readouterr().out and {p.name for p in tmp_path.glob("plain*")} == {"plain.json"}
 
 
+def test_bits_of_sequences_between_two_eos_are_per_byte_of_their_text(cfg, tmp_path):
+    """14 of 16 tokens: in the log exactly, and by `bounds` as in the validation, of nearly the same windows (validation: test_train.py)."""
+    trained(replace(cfg, frame_eos=True, eval_windows=250), "ar")
+    rows = [json.loads(line) for line in open(f"{cfg.out_dir}/ar/log.jsonl")]
+    for row in (row for row in rows if "loss" in row):
+        assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2) * 16 / 14)
+    ask_for("bounds", cfg, "--out", f"{tmp_path}/bounds", runs=["ar"])
+    bits = json.loads((tmp_path / "bounds.json").read_text())["models"]["AR"]["result"]["nll"]
+    assert bits[0] == pytest.approx(rows[-1]["validation"]["nll"][0], rel=0.02)
+
+
 def test_what_does_not_fit_together_is_a_problem(cfg, tmp_path):
     trained(cfg, "dsl", "ar", "mdlm")
     trained(replace(cfg, length=8, out_dir=f"{cfg.out_dir}/short"), "dsl")
