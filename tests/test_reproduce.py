@@ -279,7 +279,7 @@ def test_every_variant_is_a_training_or_another_sampling():
     cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "masked": "4e-3", "dsl": "8e-3"}}
     asked = {v.name: train_args(ablate.plan_of(cfg, v, published)) for v in ablate.VARIANTS if v.flags}
     own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
-    own |= {name: 8000 for name in asked if "long" in name}
+    own |= {name: 8000 for name in asked if "long" in name} | {"wide_mdlm": 9600, "narrow_mdlm": 9600}
     assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
     assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
     of = {"lr_twice": 0.016, "beta_fixed": 8e-3, "long": 8e-3, "long_masks": 4e-3}
@@ -289,7 +289,13 @@ def test_every_variant_is_a_training_or_another_sampling():
     assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
     alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "D8"], published)
     assert list(alone) == ["judge", "dsl-0", "masked-0", "mdlm_more-0", "mdlm", "dsl_D8_700-1", "dsl_D8_700-2"]
-    assert {a.objective for name, a in asked.items() if name.startswith("mdlm")} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
+    by_wide = ablate.plan_all(replace(cfg, claimed=False), [v for v in ablate.VARIANTS if v.name == "wide" or not v.flags], published)
+    assert list(by_wide) == ["judge", "dsl-0", "dsl_wide_700-0"]
+    assert {a.objective for name, a in asked.items() if "mdlm" in name} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
+    for name in ("wide", "narrow"):
+        start, *others = (asked[name + of] for of in ("_mdlm", "_mdlm_more", "_masks", ""))
+        assert start.init_from == "scratch" and {a.init_from for a in others} == {f"{start.out_dir}/ckpt.pt"}
+        assert {a.d_model for a in (start, *others)} == {192 if name == "wide" else 64}
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
 
 
