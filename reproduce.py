@@ -167,9 +167,9 @@ def toward(cold, hot, share):
 
 def tune_all(cfg, rates, judge, target):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, a second time where the texts were too far from that
-    entropy; of other GAMMAS for the best one of a path that has a gamma; and of the two best at T = 8 and 64. These two a second time where
-    their texts were all more or all less varied than the data. On one seed that is then thrown away -> {"model/path": [{"T", "setting",
-    "nll", "temperature" that gives that entropy, ...}]}."""
+    entropy; and of the two best at T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T:
+    what is best at 32 may not be so at 64. These a second time where their texts were all more or all less varied than the data. On one
+    seed that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
     found = {curve.name: [] for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
@@ -197,9 +197,13 @@ def tune_all(cfg, rates, judge, target):
 
     attempt([(curve, AT, setting, TRY[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], 1)
     attempt([again(curve, AT, entry) for curve in cfg.curves for entry in found[curve.name] if nll_of(entry) == math.inf], 2)
-    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in cfg.curves if curve.path in RANKED for gamma in GAMMAS], 3)
     finalists = {curve.name: [entry["setting"] for entry in best(curve, FINALISTS)] for curve in cfg.curves}
-    attempt([again(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in best(curve, FINALISTS)], 4)
+    for curve in cfg.curves:
+        if curve.path in RANKED:
+            finalists[curve.name] = [best(curve, 1)[0]["setting"] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))]
+    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in cfg.curves if curve.path in RANKED for gamma in GAMMAS], 3)
+    attempt([again(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
+             if entry["setting"] in finalists[curve.name]], 4)
     attempt([again(curve, entry["T"], entry, AROUND) for curve in cfg.curves for entry in found[curve.name]
              if entry["setting"] in finalists[curve.name] and not entry["entropy"][0] <= target <= entry["entropy"][1]], 5)
     return found

@@ -135,8 +135,9 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert any(narrow for narrow, _ in last)  # some texts were far from the data's entropy, and were drawn again nearer to it
     assert all(narrow or low <= found["data"]["entropy"][0] <= high for narrow, (low, high) in last)
     tried = [(e["T"], e["setting"]["R"], e["setting"].get("gamma")) for e in found["tuning"]["dsl/posterior"]]
-    assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 4 + 2 * 2
-    assert {t[2] for t in tried} == {None, 1.0, 4.0} and {e["setting"].get("gamma") for e in found["tuning"]["dsl/remdm"]} == {None}
+    assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 4 + 3 * 2
+    assert all({t[2] for t in tried if t[0] == T} == {None, 1.0, 4.0} for T in (8, 16, 32))
+    assert {e["setting"].get("gamma") for e in found["tuning"]["dsl/remdm"]} == {None}
     cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
     assert all(duel["num_samples"] == [36, 36] for duel in found["duels"])
     assert found["cells"]["ar/ar/16"]["num_samples"] == 24 and cell["num_samples"] == 36
