@@ -76,8 +76,8 @@ reproduce: .venv/tested data/$(CORPUS)/meta.json
 ablations: reproduce
 	$(BIN)python ablate.py --data $(CORPUS) --claim $(CLAIM)
 
-data/english/meta.json: .venv/installed
-	@test -f $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english
+data/english/meta.json: .venv/installed FORCE
+	@grep -qsF '"source": "$(TEXT)"' $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english
 
 # Every benchmark, some 20 minutes on two cores; on a GPU, of the shapes and variants that matter there: make bench_gpu.
 BENCH ?= results/bench

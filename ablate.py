@@ -220,6 +220,8 @@ def all_cells(cfg, variants, published):
 
 def mending(cfg, folders):
     """{folder: errors mended in one call} of the models in `folders`, as analyze.py correction has it."""
+    if not folders:
+        return {}
     ckpts = {folder: f"{cfg.out_dir}/{folder}/ckpt.pt" for folder in folders}
     brief = ["--sweep", "2", "--refine", "1"]  # what they cost is not asked for
     analyze.main(analyze.parse_args(["correction", "--ckpt", *ckpts.values(), "--data_dir", cfg.data_dir, *brief,

@@ -214,6 +214,8 @@ def memory(cfg, device):
         once = train(replace(cfg, n_layer=1), device)["dsl, obvious" if cfg.way == "obvious" else "dsl"].run
     else:
         once = head(cfg, device)[cfg.way].run
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of what was measured on the way here
     before = memory_in_use(device)
     once(0)
     return memory_in_use(device) - before
@@ -251,7 +253,8 @@ def prepare(cfg, device):
 def peaks(cfg):
     """`memory` at 8 x L tokens, of DSL's loss for `train` and of the cross-entropy in all WAYS for `head`, each in a process of its own, as
     a peak never falls -> {name: GiB}."""
-    flags = [f"--{name}={getattr(cfg, name)}" for name in ("vocab_size", "length", "d_model", "n_head", "d_embed", "dtype", "device")]
+    flags = [f"--{name}={getattr(cfg, name)}" for name in ("vocab_size", "length", "d_model", "n_head", "d_embed", "endpoint", "dtype",
+                                                            "device")]
     command = [sys.executable, __file__, "memory", "--batch_size", "8", *flags, *["--loss"] * (cfg.what == "train")]
     return {way: float(subprocess.run([*command, "--way", way], check=True, capture_output=True, text=True).stdout.split()[-1])
             for way in (WAYS if cfg.what == "head" else ("ours", "obvious"))}

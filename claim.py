@@ -96,8 +96,9 @@ def ratio_report(point, boot, nfe, ours, names, at, steps):
     longest run": it counts as what that run would give, and `censored` says how often that was; `floored` how often the baseline's shortest
     run was good enough already, so that it might have needed fewer calls, or was better than ours. nan where the entropy of ours could not
     be matched; `unmatched` are the baseline's cells of which that is true, which its curve lacks."""
-    longest = max(nfe[name, steps[-1]] for name in names)
-    cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, min(nfe[name, steps[0]] for name in names)))
+    known = [(T, nfe[name, T]) for name in names for T in steps if not math.isnan(point[name, T])]
+    longest, shortest = max((calls for _, calls in known), default=math.nan), min(known, default=(0, math.nan))[1]
+    cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])
     value, whole = np.array(ratios(point, nfe, ours, names, at, steps)), draws[~np.isnan(draws).any(1)]
 
@@ -123,7 +124,6 @@ def describe(c, target, references, of_references):
     areas = mauve(c["features"], of_references, range(3))
     return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": by_seed(c, target),
             "place": place(c["entropy"], target),
-            "raw_nll": [float(c["nll"].mean()), float(c["nll"].std() / c["nll"].size ** 0.5)],
             "entropy": [float(c["entropy"].mean()), float(c["entropy"].std() / c["entropy"].size ** 0.5)],
             "mauve": [areas.mean().item(), areas.std().item()], "distinct_4": distinct(c["texts"], 4),
             **{f"js_{n}": list(ngram_js(c["texts"], references, n)) for n in (1, 2, 3, 4)}}

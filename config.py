@@ -69,7 +69,8 @@ def provenance():
     """How a number came about: the command line, and the commit, as of the first call. None without git; + marks uncommitted changes
     outside results/, which a run may be writing."""
     def git(*args):
-        return subprocess.run(["git", *args], capture_output=True, text=True, check=False).stdout.strip()
+        where = Path(__file__).parent  # the code's repository, wherever it is called from
+        return subprocess.run(["git", *args], cwd=where, capture_output=True, text=True, check=False).stdout.strip()
 
     try:
         commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "-uno", "--", ".", ":!results")

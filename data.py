@@ -6,6 +6,7 @@ A token file is a flat array of uint16 ids, documents one after another, each cl
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def word_report(texts, name, length, folder=DATA):
     share = hits.sum() / max(1, words.sum())
     errors = (hits - share * words) / max(1, words.mean())  # of a ratio of means, so that long texts weigh more
     real = known(tok.decode(ids.tolist()) for ids in val_windows(splits["val"], length, 256)).sum(0)
-    return {"known_words": float(share), "stderr": float(errors.std() / len(texts) ** 0.5),
+    return {"known_words": float(share), "stderr": float(errors.std(ddof=1) / len(texts) ** 0.5) if len(texts) > 1 else math.nan,
             "known_words_of_real_text": float(real[1] / real[0]), "num_samples": len(texts), "corpus": name}
 
 

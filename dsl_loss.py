@@ -29,6 +29,12 @@ def add_noise(e, snr, eps):
     return snr * e + snr.sqrt() * eps
 
 
+def forget(z, t, s, eps):
+    """Evidence z (..., D) at SNRs t (...) -> at s < t (...), by the channel's own reverse: z_s = (s/t) z_t + sqrt(s (t-s) / t) eps."""
+    s, t = s[..., None], t[..., None]
+    return s / t * z + (s * (t - s) / t).sqrt() * eps
+
+
 # ---- random numbers that belong to a sample ----------------------------------------------------------------------------------
 
 
@@ -163,14 +169,14 @@ def ar_hidden(model, x0):
     return model.hidden(model.embed_ids(torch.cat([start, x0[:, :-1]], 1)))
 
 
-def ar_logits(model, x0):
-    """Logits (B, L, V) of every token given those before it."""
-    return model.head(ar_hidden(model, x0))
+def ar_ce(model, x0):
+    """Cross-entropy (B, L) of every token given those before it."""
+    return feature_ce(model, ar_hidden(model, x0), x0)
 
 
 def ar_loss(model, x0):
     """Next-token cross-entropy of a causal model over all L tokens: exactly -log p(x0) / L."""
-    loss = feature_ce(model, ar_hidden(model, x0), x0).mean()
+    loss = ar_ce(model, x0).mean()
     return loss, loss.detach()
 
 
@@ -182,7 +188,7 @@ def roar_terms(model, x0, clean):
 
     Its mean over k ~ U{0..L-1} and random k-subsets is at least -log p(x0), with equality for the exact denoiser: MDLM's NELBO.
     """
-    ce = token_ce(model(model.embed_ids(torch.where(clean, x0, model.mask_id))), x0)
+    ce = feature_ce(model, model.hidden(model.embed_ids(torch.where(clean, x0, model.mask_id))), x0)
     return x0.shape[1] * masked_mean(ce, ~clean)
 
 
@@ -208,15 +214,18 @@ def diffusion_bound(model, x0, grid, generators):
     def draw(kind, *shape):
         return torch.stack([kind(shape, generator=g, device=x0.device, dtype=e.dtype) for g in generators])
 
-    def logits_at(snr):  # (B,) -> (B, L, V)
-        z = add_noise(e, snr[:, None].expand(x0.shape), draw(torch.randn, *e.shape[1:]))
-        return model(model.embed_noisy(z)).to(e.dtype)
+    def features_at(snr):  # (B,) -> (B, L, C)
+        return model.hidden(model.embed_noisy(add_noise(e, snr[:, None].expand(x0.shape), draw(torch.randn, *e.shape[1:]))))
+
+    def mean_embedding(h):  # (n, C) -> (n, D)
+        return model.head(h).to(e.dtype).softmax(-1) @ model.E
 
     total = torch.zeros(len(x0), device=x0.device, dtype=e.dtype)
     for low, high in zip(grid[:-1].tolist(), grid[1:].tolist()):
-        e_hat = logits_at(low + (high - low) * draw(torch.rand)).softmax(-1) @ model.E
+        h = features_at(low + (high - low) * draw(torch.rand))
+        e_hat = in_chunks(mean_embedding, len(model.E), h.flatten(0, 1)).view_as(e)
         total += (high - low) / 2 * (e - e_hat).square().sum((1, 2))
-    return total + token_ce(logits_at(torch.full_like(total, float(grid[-1]))), x0).sum(1)
+    return total + feature_ce(model, features_at(torch.full_like(total, float(grid[-1]))), x0).sum(1)
 
 
 SNR_BINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)  # edges in units of t_c, for reading where a model learns

@@ -196,14 +196,21 @@ def matched(curve, target):
 
 
 def sampler_of(path, settings):
-    """What a file's sampler was, but for temperature, nucleus and seed, by which the points of one curve differ."""
-    swept = ("--temperature=", "--top_p=", "--nucleus=", "--seed=")
+    """What a file's sampler was but for temperature and nucleus, by which the points of one curve differ, and what those were; without the
+    seed, by which files differ that are one point -> (curve, point)."""
+    swept = ("--temperature=", "--top_p=", "--nucleus=")
     try:
-        flags = shlex.split(settings)[1:]
+        flags = [flag for flag in shlex.split(settings)[1:] if not flag.startswith("--seed=")]
     except ValueError:  # settings of another program
         flags = []
-    flags = [flag.removeprefix("--ckpt=").removeprefix("--") for flag in flags if not flag.startswith(swept)]
-    return " ".join(flags) or os.path.dirname(path) or "."
+    curve = " ".join(flag.removeprefix("--ckpt=").removeprefix("--") for flag in flags if not flag.startswith(swept))
+    return curve or os.path.dirname(path) or ".", tuple(flag for flag in flags if flag.startswith(swept)) if flags else path
+
+
+def pooled(points):
+    """(value, error, value, error) of files with equally many texts -> those of all their texts."""
+    x, dx, y, dy = np.array(points).T
+    return x.mean(), np.linalg.norm(dx) / len(x), y.mean(), np.linalg.norm(dy) / len(y)
 
 
 def frontier(results, real, cfg):
@@ -214,9 +221,11 @@ def frontier(results, real, cfg):
     curves, found, target = {}, {}, real["entropy"]
     for path, numbers in results.items():
         point = (*numbers["entropy"], *numbers["nll"])
-        curves.setdefault(sampler_of(path, numbers["settings"]), []).append(point)
+        curve, at = sampler_of(path, numbers["settings"])
+        curves.setdefault(curve, {}).setdefault(at, []).append(point)
     figure, axes = pyplot().subplots(figsize=(7, 4.5), layout="constrained")
-    for name, curve in curves.items():
+    for name, points in curves.items():
+        curve = [tuple(map(float, pooled(files))) for files in points.values()]
         x, dx, nll, error = np.array(sorted(curve)).T
         axes.errorbar(x, np.exp(nll), xerr=dx, yerr=np.exp(nll) * error, marker="o", capsize=2, label=name)
         at = matched(curve, target)

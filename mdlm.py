@@ -135,8 +135,10 @@ class _TensorsOnly(pickle.Unpickler):
 def read_mdlm(source):
     """The state dict of an MDLM checkpoint: a .safetensors file, a Lightning .ckpt (its averaged weights), or a Hugging Face id."""
     path = Path(source)
+    if path.is_dir():  # a clone of the hub's repository
+        path /= "model.safetensors"
     if not path.exists() and path.suffix in (".ckpt", ".safetensors", ".pt"):
-        raise Problem(f"{source}: there is no such file")
+        raise Problem(f"{path}: there is no such file")
     if not path.exists():
         hub = optional("huggingface_hub")
         try:

@@ -63,9 +63,10 @@ def train_one(cfg, name, argv, threads):
 
     def result():
         ckpt = load_checkpoint(path)[1] if os.path.exists(path) else {"step": 0}
-        done = ckpt["step"] >= asked.max_steps and ckpt["validation"]  # evaluated only after the last step
+        done = ckpt["step"] == asked.max_steps and ckpt["validation"]  # evaluated only after the last step
+        done = done and ckpt.get("data") in (None, load_meta(cfg.data, cfg.data_dir)["train"].get("sha256"))  # of the same text
         done = done and all(ckpt["config"].get(key, getattr(type(asked), key)) == value  # a younger flag had its default
-                            for key, value in asdict(asked).items() if key not in MAY_CHANGE)
+                            for key, value in asdict(asked).items() if key not in MAY_CHANGE or key == "init_from")
         return {key: ckpt[key] for key in ("command", "commit", "step", "validation")} if done else None
 
     if not result():
@@ -264,16 +265,12 @@ def earlier(cfg):
 
 
 def claim(cfg, rates, tuning):
-    """Stages 2 to 4, for checkpoints that are there; `tuning` is {} if stage 2 is still to be done, here or by an interrupted run."""
+    """Stages 2 to 4, for checkpoints that are there; `tuning` is {} if stage 2 is still to be done: what an interrupted run has sampled
+    for it is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
-    path = f"{cfg.out_dir}/tuning.json"
-    if not tuning and os.path.exists(path):
-        with open(path) as f:
-            stored = json.load(f)
-        tuning = stored["paths"] if stored["judge"] == judge.key and stored["learning_rates"] == rates else {}
-    if tuning.keys() != {curve.name for curve in cfg.curves}:
+    if not tuning:
         tuning = tune_all(cfg, rates, judge, target[0])
-        save_json(path, judge=judge.key, learning_rates=rates, paths=tuning)
+        save_json(f"{cfg.results}_tuning.json", judge=judge.key, learning_rates=rates, paths=tuning)
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     pairs = opponents(point, ours, cfg.steps, judge.context)
@@ -284,8 +281,6 @@ def claim(cfg, rates, tuning):
     numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
-    if not cfg.tuning:
-        shutil.copy(path, f"{cfg.results}_tuning.json")
     print(table(*claim_table(numbers, cfg.steps)))
     for model, of in {BASELINE: numbers, **numbers["controls"]}.items():
         for name in ("against_best", "against_published", "published_against_published"):

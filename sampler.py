@@ -30,7 +30,7 @@ CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # bef
 import torch
 from tqdm import tqdm
 
-from data import encode, sha256, tokenizer, word_report
+from data import encode, load_meta, sha256, tokenizer, word_report
 from dsl_loss import critical_snr
 from model import load_checkpoint
 from paths import PATHS
@@ -79,23 +79,25 @@ def load_for_sampling(cfg):
     if V != model.config.vocab_size:
         raise Problem(f"{cfg.ckpt} predicts {model.config.vocab_size} tokens, its tokenizer {ckpt['tokenizer']} has {V}: train it again")
     cfg = replace(cfg, path=cfg.path or {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[objective], length=cfg.length or L)
+    if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.correct or cfg.clean_snr or cfg.steps != cfg.length):
+        raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill, --correct or "
+                      "--clean_snr")
     used = {cfg.path, cfg.then} if cfg.path == "hybrid" else {cfg.path}
     if objective != "dsl" and (cfg.correct or cfg.clean_snr or used & set(NEEDS_DSL)):
         asked = "--correct" if cfg.correct else f"--path {cfg.path}" if used & set(NEEDS_DSL) else "--clean_snr"
         instead = "use --path remdm or recorded" if asked.startswith("--path") else "leave it out"
         raise Problem(f"{asked} needs a DSL model and {cfg.ckpt} was trained by {objective}: {instead}, or fine-tune it with train.py "
                       "--init_from")
-    if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.steps != cfg.length):
-        raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill")
     calls = cfg.steps * -(-cfg.num_samples // cfg.batch_size)
     model.hidden = compiled(model.hidden, cfg, model.E.device, calls, **SHAPES[cfg.static])
     return model, ckpt, cfg
 
 
-def template(cfg, tok, model):
-    """The ids (N,) of a text: what --prompt or --infill gives, and the mask where to write. Raises Problem when that is too long."""
+def template(cfg, tok, model, framed=False):
+    """The ids (N,) of a text: what --prompt or --infill gives, and the mask where to write; a model whose windows were `framed` by EOS has
+    never seen text at the first position. Raises Problem when that is too long."""
     L, mask = model.config.length, model.mask_id
-    ids = []
+    ids = [tok.eot_token] if framed and cfg.prompt + cfg.infill else []
     if cfg.infill:
         at = 0
         for hole in MASK.finditer(cfg.infill):
@@ -105,7 +107,7 @@ def template(cfg, tok, model):
         if len(ids) > L:
             raise Problem(f"--infill has {len(ids)} tokens, the model reads {L}: shorten the text or its masks")
         return torch.tensor(ids, device=model.E.device)
-    ids = encode(tok, cfg.prompt)
+    ids += encode(tok, cfg.prompt)
     if len(ids) >= min(L, cfg.length):
         raise Problem(f"--prompt has {len(ids)} tokens and leaves nothing to write of {min(L, cfg.length)}: shorten it")
     return torch.tensor(ids + [mask] * (cfg.length - len(ids)), device=model.E.device)
@@ -125,20 +127,22 @@ def sample_text(model, batch, cfg, ids):
         ids, spent = here, spent + state.nfe
 
 
-def correct(model, tok, cfg):
+def correct(model, tok, cfg, framed=False):
     """Show the text at the SNR correct_snr, read the posterior: the likeliest token of every position -> (ids before, ids after).
 
     The evidence is the channel's mean, without its noise, so that the answer is one and not a draw. Clean tokens (inf) are hardly ever
-    overruled: training has never shown a wrong one.
+    overruled: training has never shown a wrong one. A text is `framed` by EOS as the model's windows were.
     """
-    ids = encode(tok, cfg.correct)
+    frame = [tok.eot_token] if framed else []
+    ids = frame + encode(tok, cfg.correct) + frame
     if len(ids) > model.config.length:
         raise Problem(f"--correct has {len(ids)} tokens, the model reads {model.config.length}: correct it in pieces")
     x = torch.tensor([ids], device=model.E.device)
     snr = cfg.correct_snr * critical_snr(len(model.E))
     with torch.no_grad():
         h = model.embed_ids(x) if snr == float("inf") else model.embed_noisy(snr * model.E[x])
-        return ids, model(h)[0].argmax(-1).tolist()
+        text = slice(len(frame), len(ids) - len(frame))
+        return ids[text], model(h)[0].argmax(-1).tolist()[text]
 
 
 class Writer:
@@ -234,10 +238,13 @@ def main(cfg):
     if cfg.report and world > 1 and not cfg.out:
         raise Problem("--report of several processes needs --out, where their texts come together")
     model, ckpt, cfg = load_for_sampling(cfg)
-    tok, start = tokenizer(ckpt["tokenizer"]), time.time()
+    tok, framed, start = tokenizer(ckpt["tokenizer"]), ckpt["config"].get("frame_eos", False), time.time()
     if cfg.correct:
-        return print(diff(*correct(model, tok, cfg), tok, sys.stdout.isatty())) if rank == 0 else None
-    ids, writer = template(cfg, tok, model), Writer(cfg, model.E.device)
+        return print(diff(*correct(model, tok, cfg, framed), tok, sys.stdout.isatty())) if rank == 0 else None
+    ids = template(cfg, tok, model, framed)
+    if cfg.report:
+        load_meta(ckpt["config"]["dataset"], cfg.data_dir)  # its absence should be known before the sampling
+    writer = Writer(cfg, model.E.device)
     if rank == 0:
         print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} {ckpt['tokenizer']} tokens, path {cfg.path}, "
               f"T = {cfg.steps}, top_p {cfg.top_p}, on {world} x {model.E.device}; {len(writer.done)} are there already", flush=True)

@@ -5,7 +5,7 @@ Legend of names: model.py. Rules that choose the moves: paths.py. The loop: samp
 
 import torch
 
-from dsl_loss import add_noise, critical_snr, keyed_generator
+from dsl_loss import add_noise, critical_snr, forget, keyed_generator
 from model import autocast
 
 ROWS = 512  # the vocabulary is looked at for so many positions at a time: (512, V) float64 is the largest thing here
@@ -157,14 +157,13 @@ class State:
         self.move(up, target)
 
     def forget(self, down, target):
-        """Lower the SNR at the positions `down` (B, L) to `target` (B, L), exactly: z_s = (s/t) z_t + sqrt(s (t-s) / t) eps."""
+        """Lower the SNR at the positions `down` (B, L) to `target` (B, L), exactly."""
         if not down.any():
             return
-        s, t = target[down][:, None], self.snr[down][:, None]
+        s, t = target[down], self.snr[down]
         eps = self.random(torch.randn, ("forget", self.step), *self.z.shape[1:], dtype=self.z.dtype)[down] if s.any() else 0.0
-        from_clean = add_noise(self.E[self.x[down].clamp(max=len(self.E) - 1)], s[:, 0], eps)  # t = inf: evidence is drawn afresh
-        from_noisy = s / t * self.z[down] + (s * (t - s) / t).sqrt() * eps
-        self.z[down] = torch.where(t.isinf(), from_clean, from_noisy)
+        from_clean = add_noise(self.E[self.x[down].clamp(max=len(self.E) - 1)], s, eps)  # t = inf: evidence is drawn afresh
+        self.z[down] = torch.where(t.isinf()[:, None], from_clean, forget(self.z[down], t, s, eps))
         self.x[down] = self.model.mask_id
         self.move(down, target)
 
@@ -183,7 +182,7 @@ class State:
 class PlainState(State):
     """The same draws, the obvious way: every step sends every text, computes all logits, nucleus and draw at all positions, then picks.
 
-    What State is tested against, draw for draw, and what bench.py has to beat.
+    What State is tested against, draw for draw.
     """
 
     def hidden(self, where):

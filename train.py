@@ -171,6 +171,8 @@ class Run(NamedTuple):
 
 def start(cfg, rank, world, device):
     """Load or build all of it. Raises Problem before anything is written."""
+    if not cfg.eval_only:
+        passes_of(cfg, 0, rank, world)  # the batch should divide before a model is fetched
     meta, tokens = load_meta(cfg.dataset, cfg.data_dir), load_tokens(cfg.dataset, "train", cfg.data_dir)
     if cfg.frame_eos and meta["eos"] is None:
         raise Problem(f"--frame_eos needs an EOS token and {cfg.dataset} ({meta['tokenizer']}) has none: add --no-frame_eos")
@@ -184,8 +186,8 @@ def start(cfg, rank, world, device):
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True)
     if ckpt:
         model.load_state_dict(ckpt["model"])
-        ema.load_state_dict(ckpt["ema"])
-        optimizer.load_state_dict(ckpt["optimizer"])
+        ema.load_state_dict(ckpt.get("ema", ckpt["model"]))
+        optimizer.load_state_dict(ckpt.get("optimizer", optimizer.state_dict()))  # mdlm.py's checkpoints have none
     step, scores = (ckpt["step"], ckpt["validation"]) if ckpt else (0, {})
     return Run(model, ema, optimizer, step, scores, tokens, meta, rank, world, device, matmul_ceiling(device, autocast(device, cfg.dtype)))
 
@@ -272,19 +274,21 @@ def train(cfg, run, log):
             bar.update()
             done, told = step + 1, stop.agreed()
             last = told or done == cfg.max_steps
-            saves = last or done % cfg.save_every == 0
-            if saves or done % cfg.log_every == 0:  # nothing is saved before the gradients are known to have been finite
+            saves, shows = last or done % cfg.save_every == 0, cfg.sample_every and done % cfg.sample_every == 0
+            evaluates = done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0
+            if saves or shows or evaluates or done % cfg.log_every == 0:  # what is saved had finite gradients; only steps are timed
                 skipped = report(cfg, run, log, bar, seen, done, skipped, time.time() - clock)
-                seen, clock = [], time.time()
+                seen = []
             if run.rank == 0 and saves:
                 save(cfg, run, done, {})  # before the evaluation, lest that fails
-            if done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0:
+            if evaluates:
                 scores = evaluate_now(cfg, run, log, bar.write, done)
-                clock = time.time()
                 if run.rank == 0 and saves:
                     save(cfg, run, done, scores)
-            if cfg.sample_every and done % cfg.sample_every == 0 and run.rank == 0:
+            if run.rank == 0 and shows:
                 show_samples(cfg, run, bar, done)
+            if not seen:
+                clock = time.time()
             if told:
                 break
     if run.rank == 0:

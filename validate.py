@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from config import Problem
 from data import load_tokens, val_windows
-from dsl_loss import (SNR_BINS, SNRMix, ar_logits, ce_by_snr, critical_snr, diffusion_bound, draw_corruption, dsl_ce,
-                      keyed_generator, mean_and_stderr, roar_bound, snr_grid, token_ce)
+from dsl_loss import (SNR_BINS, SNRMix, ar_ce, ce_by_snr, critical_snr, diffusion_bound, draw_corruption, dsl_ce,
+                      keyed_generator, mean_and_stderr, roar_bound, snr_grid)
 from runtime import gather
 
 
@@ -52,7 +52,7 @@ def evaluate(cfg, model, meta, device, rank=0, world=1):
         return mean_and_stderr(bits_per_byte(meta, "val", nats / cfg.text_length))
 
     if cfg.objective == "ar":
-        return {"nll": in_bits(share(lambda x0, _: token_ce(ar_logits(model, x0), x0).sum(1), windows, "likelihood"))}
+        return {"nll": in_bits(share(lambda x0, _: ar_ce(model, x0).sum(1), windows, "likelihood"))}
     scores = {
         "roar": in_bits(share(lambda x0, n: roar_bound(model, x0, "val", n), windows, "random-order bound")),
         "diffusion": in_bits(share(lambda x0, n: diffusion_bound(model, x0, snr_grid(t_c), [keyed_generator(device, "val", i) for i in n]),

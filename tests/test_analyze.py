@@ -47,9 +47,9 @@ def test_invariance_of_the_exact_denoiser(monkeypatch):
         for r in found.values():
             assert all(abs(mean) < Z * stderr for mean, stderr in r["ce_less_direct"].values())  # also of a wrong network
             assert r["ce"]["direct"][0] == pytest.approx(r["nll"][0], rel=1e-6)
-            assert 0 < r["largest_change"] < 1e-6 and r["windows"] == 4000 and r["tokens"] == 8000
+            assert r["windows"] == 4000 and r["tokens"] == 8000
         assert all(r["ece"][0] < chance(r) for r in found.values()) == (sharpness == 1)
-    monkeypatch.setattr(probes, "forget", lambda z, t, s, eps: s / t * z)  # forgets to add noise
+    monkeypatch.setattr(probes, "forget", lambda z, t, s, eps: (s / t)[..., None] * z)  # forgets to add noise
     found = invariance(CFG, Run("toy", "dsl", ExactDenoiser(), {}), x0, BYTES)
     assert any(abs(r["ce_less_direct"]["forget"][0]) > Z * r["ce_less_direct"]["forget"][1] for r in found.values())
 

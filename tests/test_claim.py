@@ -102,6 +102,17 @@ def test_what_cannot_be_matched_proves_nothing():
     assert math.isnan(report["geometric_mean"]) and report["matched"] == 0 and math.isnan(report["at"][8]["ratio"])
     assert math.isnan(report["at"][8]["censored"]) and report["at"][4]["ratio"] == 2 and report["at"][4]["interval"] == [2, 2]  # cut off
     assert report["unmatched"] == ["mdlm_more/recorded/4", "mdlm_more/recorded/8"]
+    every |= scaling(4, (16,)) | scaling(1, (16,), "mdlm_more", "remdm")
+    point = {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in every.items()}
+    boot, calls = claim.bootstrap(every, 2.95), {key: float(key[1]) for key in every}
+    for lost, at in ((8, 1), (4, 2)):  # without its longest or its shortest run the baseline is known up to, or from, the other one only
+        less = {**point, ("mdlm_more/remdm", lost): math.nan}
+        draws = {**boot, ("mdlm_more/remdm", lost): np.full(claim.REPLICATES, math.nan)}
+        found = claim.ratio_report(less, draws, calls, "dsl/posterior", ["mdlm_more/remdm"], [4], steps)["at"][4]
+        assert found["ratio"] == at and found["censored"] == 1
+    less, draws = {**point, ("dsl/posterior", 4): math.nan}, {**boot, ("dsl/posterior", 4): np.full(claim.REPLICATES, math.nan)}
+    found = claim.ratio_report(less, draws, calls, "mdlm_more/remdm", ["dsl/posterior"], [4], (4, 8, 16))["at"][4]
+    assert found["ratio"] == 4 and found["floored"] == 1  # its shortest run that is known, 16 calls, is more than good enough
     assert math.isnan(claim.calls_to_reach([], 3.0)) and math.isnan(claim.calls_to_reach([(4, 3.0)], math.nan))
 
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ import eval_mauve
 import judge as judges
 from config import Problem
 from data import load_meta, load_tokens, tokenizer, val_windows
-from eval_mauve import likelihood, matched, parse_args, sampler_of
+from eval_mauve import likelihood, matched, parse_args, pooled, sampler_of
 from judge import counted, judge_chunk, judged, load_judge
 from model import DSL, ModelConfig, load_checkpoint, save_checkpoint
 from train import main as train
@@ -126,7 +127,7 @@ def test_a_transformers_judge_gives_that_packages_own_loss_and_features(gpt2):
     for x, feature, total, n in zip(ids, features, nll, tokens):
         out = model(x[None], labels=x[None], output_hidden_states=True)
         assert n == len(x) - 1
-        torch.testing.assert_close(total / n, out.loss.double())
+        torch.testing.assert_close(total / n, out.loss.double(), rtol=1e-6, atol=0)
         torch.testing.assert_close(feature, out.hidden_states[-1][0, -1])
 
 
@@ -198,8 +199,18 @@ def test_matched_entropy_interpolates_and_never_extrapolates():
 
 def test_files_of_one_sampler_make_one_curve():
     a = sampler_of("x/a.jsonl", "1f --ckpt=m.pt --path=mdlm --steps=8 --temperature=0.7")
-    assert a == sampler_of("y/b.jsonl", "2e --ckpt=m.pt --path=mdlm --steps=8 --top_p=1.0 --seed=3") == "m.pt path=mdlm steps=8"
-    assert a != sampler_of("x/a.jsonl", "1f --ckpt=m.pt --path=mdlm --steps=16") and sampler_of("x/a.jsonl", "") == "x"
+    b = sampler_of("y/b.jsonl", "2e --ckpt=m.pt --path=mdlm --steps=8 --top_p=1.0 --seed=3")
+    assert a[0] == b[0] == "m.pt path=mdlm steps=8" and a[1] != b[1]
+    assert a == sampler_of("y/c.jsonl", "3d --ckpt=m.pt --path=mdlm --steps=8 --temperature=0.7 --seed=3")  # one point
+    assert a[0] != sampler_of("x/a.jsonl", "1f --ckpt=m.pt --path=mdlm --steps=16")[0]
+    assert sampler_of("x/a.jsonl", "")[0] == "x" and sampler_of("x/a.jsonl", "") != sampler_of("x/b.jsonl", "")
+    rng = np.random.default_rng(0)
+    texts = rng.normal(3, 1, (2, 2, 500))  # entropy and NLL in two files
+
+    def point(x):
+        return [number for values in x for number in (values.mean(), values.std() / len(values) ** 0.5)]
+
+    assert pooled([point(texts[:, 0]), point(texts[:, 1])]) == pytest.approx(point(texts.reshape(2, -1)), rel=0.01)
 
 
 def test_frontier_end_to_end(cfg, tmp_path):

@@ -172,6 +172,9 @@ def test_loading_runs_no_code(tmp_path):
 def test_bfloat16_by_itself_only_where_it_is_fast(found, fast, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: found.get("amx_tile", False))
-    assert bfloat16_is_fast(torch.device("cpu")) == fast and bfloat16_is_fast(torch.device("cuda"))
+    assert bfloat16_is_fast(torch.device("cpu")) == fast and bfloat16_is_fast(torch.device("mps"))
+    for capability in ((7, 5), (8, 0), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert bfloat16_is_fast(torch.device("cuda")) == (capability > (7, 5))
     with autocast(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if fast else torch.float32)

@@ -65,17 +65,6 @@ def test_remdm_without_remasking_is_mdlm_draw_for_draw():
         assert not torch.equal(a, final_ids(toy, path, eta=0.3)), path
 
 
-def test_a_jump_that_forgets_nothing_is_mdlm_whatever_chooses_the_tokens():
-    """All of remdm-*, conf and loop included, jump; with r = 0 for every token the targets are mdlm's own."""
-    toy = Wide(ExactDenoiser(), 24)
-    for state in sample(toy, range(20), replace(EXACT, length=24, path="mdlm", steps=8)):
-        if state.step < 8:
-            j = state.step
-            same = jump(state, j / 8, (j + 1) / 8, 0.0, torch.zeros_like(state.snr))
-            assert torch.equal(same, PATHS["mdlm"](state, j, 8))
-            assert j == 0 or not torch.equal(same, jump(state, j / 8, (j + 1) / 8, 0.1))
-
-
 def test_posterior_forgets_what_the_denoiser_doubts():
     """Two tokens that always agree: shown a pair that differs and six that agree, only the first can be wrong."""
     toy = ExactDenoiser(V=3, L=2)

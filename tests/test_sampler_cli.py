@@ -62,6 +62,22 @@ def test_prompt_and_infill_keep_their_text(cfg, tmp_path):
     assert all(row["text"][7] == "z" for row in found)
 
 
+def test_text_for_a_model_of_framed_windows_begins_after_an_eos(cfg):
+    model, _, cfg = sampler.load_for_sampling(cfg)
+    for asked in (replace(cfg, prompt="ab"), replace(cfg, infill="ab[MASK*3]c")):
+        plain, framed = (template(asked, TOK, model, framed).tolist() for framed in (False, True))
+        assert plain[:2] == [97, 98] and framed[:3] == [256, 97, 98]
+        assert len(framed) == len(plain) + (asked.prompt == "") and framed.count(model.mask_id) == plain.count(model.mask_id) - (
+            asked.prompt != "")
+    assert template(cfg, TOK, model, True).tolist() == [model.mask_id] * cfg.length  # nothing is given
+    shown = []
+    model.embed_noisy = lambda z, plain=model.embed_noisy: shown.append(z.shape[1]) or plain(z)
+    for framed in (False, True):
+        before, after = sampler.correct(model, TOK, replace(cfg, correct="abc"), framed)
+        assert before == [97, 98, 99] and len(after) == 3
+    assert shown == [3, 5]
+
+
 def test_longer_texts_come_in_blocks_whose_older_half_is_given(cfg, tmp_path):
     sampler.main(replace(cfg, length=40, prompt="abc", out=str(tmp_path / "long.jsonl")))
     for row in rows(tmp_path / "long.jsonl"):
