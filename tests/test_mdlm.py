@@ -9,6 +9,7 @@ import torch
 
 import mdlm
 import sampler
+import train
 from config import Problem
 from mdlm import mdlm_to_dsl, read_mdlm
 from model import ModelConfig, load_checkpoint
@@ -113,7 +114,7 @@ def test_fine_tuning_of_mdlm_s_own_file_starts_at_the_asked_beta(beta):
         torch.testing.assert_close(model(model.embed_ids(x)), (plain := convert(state()))(plain.embed_ids(x)))
 
 
-def test_mdlm_s_own_file_becomes_a_checkpoint_that_samples_and_trains_on(tmp_path, capsys):
+def test_mdlm_s_own_file_becomes_a_checkpoint_that_samples_and_trains_on(cfg, tmp_path, capsys):
     from safetensors.torch import save_file
 
     raw, more = state(), 258 - SHAPE["vocab_size"]  # as many tokens as `bytes`, and the mask
@@ -122,21 +123,24 @@ def test_mdlm_s_own_file_becomes_a_checkpoint_that_samples_and_trains_on(tmp_pat
         raw[f"backbone.{name}"] = torch.cat([0.1 * torch.randn(more, *rows.shape[1:]), rows])
     save_file(raw, tmp_path / "theirs.safetensors")
     asked = ["--source", str(tmp_path / "theirs.safetensors"), "--out", str(tmp_path / "ours" / "ckpt.pt"),
-             *"--length 24 --n_head 2 --tokenizer bytes --dataset mine".split()]
+             *"--length 24 --n_head 2 --tokenizer bytes --dataset toy".split()]
     for *flags, message in (("--n_head", "3", "--n_head 3 does not divide"), ("--n_head", "4", "has 2 attention heads, not 4"),
                             ("--tokenizer", "text8", "257 tokens, .* text8 has 27")):
         with pytest.raises(Problem, match=message):
             mdlm.main(mdlm.parse_args([*asked, *flags]))
-    mdlm.main(cfg := mdlm.parse_args(asked))
+    mdlm.main(ours := mdlm.parse_args(asked))
     with pytest.raises(Problem, match="exists: name another --out"):
-        mdlm.main(cfg)
-    model, ckpt, _ = sampler.load_for_sampling(settings := sampler_args(["--ckpt", cfg.out, "--steps", "8", "--num_samples", "2"]))
+        mdlm.main(ours)
+    model, ckpt, _ = sampler.load_for_sampling(settings := sampler_args(["--ckpt", ours.out, "--steps", "8", "--num_samples", "2"]))
     x, theirs = torch.randint(258, (2, 24)), mdlm_to_dsl(raw, 2, 24, 8).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(model.embed_ids(x)), theirs(theirs.embed_ids(x)))
-    assert ckpt["config"]["dataset"] == "mine" and sampler.load_for_sampling(settings)[2].path == "remdm"
+    assert ckpt["config"]["dataset"] == "toy" and sampler.load_for_sampling(settings)[2].path == "remdm"
     sampler.main(settings)
     assert "8.0 network calls each" in capsys.readouterr().out
-    again = parse_args([*"--n_layer 2 --n_head 2 --d_model 64 --d_embed 16 --length 24 --init_from".split(), cfg.out])
+    again = parse_args([*"--n_layer 2 --n_head 2 --d_model 64 --d_embed 16 --length 24 --init_from".split(), ours.out])
     meta = {"vocab_size": 257, "tokenizer": "bytes"}
-    assert torch.equal(build(again, None, meta).blocks[1].mlp_in.weight, load_checkpoint(cfg.out)[0].blocks[1].mlp_in.weight)
+    assert torch.equal(build(again, None, meta).blocks[1].mlp_in.weight, load_checkpoint(ours.out)[0].blocks[1].mlp_in.weight)
+    flags = "--preset owt_mdlm --dataset toy --n_layer 2 --n_head 2 --d_model 64 --length 24 --eval_only --eval_windows 17 --device cpu"
+    train.main(parse_args([*flags.split(), "--data_dir", cfg.data_dir, "--out_dir", str(tmp_path / "ours")]))
+    assert "validation, up to 17 windows, bits per byte: roar" in capsys.readouterr().out

@@ -1,31 +1,27 @@
-"""reproduce.py and ablate.py: their plan, and the whole of them on a toy."""
+"""reproduce.py: its plan, and the whole of it on a toy."""
 
 import contextlib
 import json
 import math
 import os
-import shlex
 import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import train
+from claim_toy import SAMPLE_ALL, TRAININGS
 from train_config import parse_args as train_args
 
-import ablate
 import reproduce
 import reproduce_config
 from config import Problem
 from dsl_loss import SNR_BINS, SNRMix, ce_by_snr, draw_corruption, is_endpoint
-from reproduce_config import SEEDS, Curve, Scale, cells, flags, parse_args, sampling, tasks_of, trainings
+from reproduce_config import SEEDS, Curve, cells, flags, parse_args, sampling, tasks_of, trainings
 from sampler_config import parse_args as sampler_args
 from validate import own_loss
-
-SAMPLE_ALL = reproduce.sample_all  # the fixture replaces it
 
 # ---- the plan ----------------------------------------------------------------------------------------------------------------
 
@@ -88,42 +84,6 @@ def test_settings_of_the_nearest_tuning_with_temperatures_between():
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------------------------
-
-
-TRAININGS = 18
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """A scale of seconds: networks of 8 channels, four curves, trainings and samplers in this process."""
-    data = np.random.default_rng(0).integers(97, 105, size=4000).astype(np.uint16)
-    meta = {"name": "toy", "tokenizer": "bytes", "vocab_size": 257, "eos": 256}
-    (tmp_path / "data" / "toy").mkdir(parents=True)
-    for split in ("train", "val"):
-        data.tofile(tmp_path / "data" / "toy" / f"{split}.bin")
-        meta[split] = {"tokens": len(data), "bytes": len(data), "documents": 1}
-    (tmp_path / "data" / "toy" / "meta.json").write_text(json.dumps(meta))
-    network = "--n_layer 1 --n_head 1 --d_model 8 --length 16 --batch_size 4 --eval_windows 17 --dtype float32 --save_every 2"
-    scale = Scale(network, "1e-3", 4, 2, 4, dict.fromkeys(reproduce_config.WAYS, ("1e-3", "4e-3")), (4, 8, 16), 4, 4, 6)
-    monkeypatch.setattr(reproduce_config, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}], {"top_p": 0.9}),
-                                               Curve("masked", "remdm", [{}], {"top_p": 0.9}), Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
-                                               Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
-    monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
-    monkeypatch.setattr(reproduce, "FINALS", (8, 16))
-    monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
-    ran = []
-
-    def run(command, stdout, **rest):
-        ran.append(command)
-        try:
-            train.main(train_args(command[2:]))
-        except Problem as error:
-            print(error, file=stdout)
-
-    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run, STDOUT=None))
-    monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
-    monkeypatch.chdir(tmp_path)
-    return parse_args(["--data", "toy", "--workers", "1"]), ran
 
 
 def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
@@ -206,6 +166,23 @@ def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path)
     assert "train.bin" in (tmp_path / "out" / "reproduce" / "mdlm.log").read_text()
 
 
+def test_a_finished_training_of_another_text_or_start_is_not_taken_for_this_one(toy, tmp_path):
+    cfg, ran = toy
+    plan = {name: trainings(cfg)[name] for name in ("mdlm", "dsl-lr1e-3")}
+    reproduce.train_all(cfg, plan)
+    reproduce.train_all(cfg, plan)
+    assert len(ran) == 2
+    other = plan["dsl-lr1e-3"]
+    other = [value if value != "out/reproduce/mdlm/ckpt.pt" else "scratch" for value in other]
+    with pytest.raises(Problem, match="training of dsl-lr1e-3 stopped"):
+        reproduce.train_all(cfg, {"dsl-lr1e-3": other})
+    path = tmp_path / "data" / "toy" / "meta.json"
+    path.write_text(path.read_text().replace("this text", "that one"))
+    with pytest.raises(Problem, match="training of mdlm stopped"):
+        reproduce.train_all(cfg, plan)
+    assert "another text" in (tmp_path / "out" / "reproduce" / "mdlm.log").read_text()
+
+
 def test_as_many_trainings_at_once_as_there_are_workers(toy, monkeypatch):
     """The two wait for each other, so one after the other would stop after 20 seconds."""
     cfg, _ = toy
@@ -274,75 +251,3 @@ def test_fine_tuning_waits_for_its_start(toy):
     plan = trainings(cfg)
     reproduce.train_all(cfg, {name: plan[name] for name in ("dsl-lr1e-3", "judge", "mdlm")})
     assert [command[command.index("--out_dir") + 1].split("/")[-1] for command in ran] == ["judge", "mdlm", "dsl-lr1e-3"]
-
-
-def test_every_variant_is_a_training_or_another_sampling():
-    cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "masked": "4e-3", "dsl": "8e-3"}}
-    asked = {v.name: train_args(ablate.plan_of(cfg, v, published)) for v in ablate.VARIANTS if v.flags}
-    own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
-    own |= {name: 8000 for name in asked if "long" in name} | {"wide_mdlm": 9600, "narrow_mdlm": 9600}
-    assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
-    assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
-    of = {"lr_twice": 0.016, "beta_fixed": 8e-3, "long": 8e-3, "long_masks": 4e-3}
-    of |= {"mdlm_long": 2e-3, "mdlm_long_fast": 1e-3, "mdlm_lr_half": 1e-3}
-    assert {name: asked[name].lr for name in of} == of and asked["scratch_masks"].endpoint == asked["long_masks"].endpoint == 1
-    rates = {"slow": 2e-3, "slower": 1e-3}
-    assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
-    alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "D8"], published)
-    assert list(alone) == ["judge", "dsl-0", "masked-0", "mdlm_more-0", "mdlm", "dsl_D8_700-1", "dsl_D8_700-2"]
-    by_wide = ablate.plan_all(replace(cfg, claimed=False), [v for v in ablate.VARIANTS if v.name == "wide" or not v.flags], published)
-    assert list(by_wide) == ["judge", "dsl-0", "dsl_wide_700-0"]
-    assert {a.objective for name, a in asked.items() if "mdlm" in name} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
-    for name in ("wide", "narrow"):
-        start, *others = (asked[name + of] for of in ("_mdlm", "_mdlm_more", "_masks", ""))
-        assert start.init_from == "scratch" and {a.init_from for a in others} == {f"{start.out_dir}/ckpt.pt"}
-        assert {a.d_model for a in (start, *others)} == {192 if name == "wide" else 64}
-    assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
-
-
-def test_ratios_of_steps_by_the_same_path_and_by_the_best():
-    cfg = ablate.parse_args("--calls 4 8 16 32 --paths remdm posterior".split())
-    mine = {f"remdm/{T}": [3.0 - math.log(T), 0.1] for T in cfg.calls} | {f"posterior/{T}": [math.nan, 0.1] for T in cfg.calls}
-    theirs = {f"remdm/{T}": [3.0 - math.log(T / 2), 0.1] for T in cfg.calls}  # twice as many steps for the same
-    found = ablate.ratios(cfg, mine, theirs)
-    assert all(found["remdm"][kind] == pytest.approx([2, 2, 2, math.nan], nan_ok=True) for kind in ("same", "best"))
-    assert np.isnan(found["posterior"]["best"]).all()
-    back = ablate.ratios(cfg, theirs, mine)
-    assert list(back) == ["remdm"] and back["remdm"]["best"] == pytest.approx([1, 0.5, 0.5, 0.5])  # of fewer than 4 nothing is known
-
-
-def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):
-    cfg, ran = toy
-    monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
-                                             ablate.Variant("mdlm_slow", "--objective mdlm --lr {slow}", "and?", "worse"),
-                                             ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
-    monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
-    analyse = ablate.analyze.main
-    monkeypatch.setattr(ablate.analyze, "main", lambda asked: analyse(replace(asked, num_windows=20)))
-    with pytest.raises(Problem, match="run reproduce.py first"):
-        ablate.main(ablate.parse_args(["--data", "toy"]))
-    reproduce.main(cfg)
-    with pytest.raises(Problem, match="lacks settings for hybrid: leave them out"):
-        ablate.main(ablate.parse_args("--data toy --paths posterior hybrid".split()))
-    ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --seeds 0 2 --calls 8 16 --paths posterior remdm".split()))
-    found = json.loads((tmp_path / "results" / "ablations.json").read_text())
-    rows, every = found["variants"], {f"{path}/{T}" for path in ("posterior", "remdm") for T in (8, 16)}
-    assert list(rows) == ["dsl", "masked", "mdlm_more", "mdlm", "dsl_endpoint1", "mdlm_slow", "dsl_clean1"]
-    assert len(ran) == TRAININGS + 4
-    asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran[-4:])}
-    models = "dsl_endpoint1", "mdlm_slow"
-    assert {name: a.seed for name, a in asked.items()} == {f"{model}-{seed}": seed for model in models for seed in (0, 2)}
-    assert asked["dsl_endpoint1-2"].endpoint == 1 and asked["mdlm_slow-2"].lr == 2e-3 and set(rows["dsl_endpoint1"]["nll"]) == every
-    assert all(set(rows[of]["nll"]) == {"remdm/8", "remdm/16"} and rows[of]["fixed_at_98"] for of in ("mdlm_more", "mdlm", "mdlm_slow"))
-    assert not rows["dsl_clean1"]["trained"] and set(rows["dsl_clean1"]["nll"]) == every  # the claim's model
-    two = rows["mdlm_slow"]
-    each = [two["trained"][f"mdlm_slow-{seed}"]["roar"][0] for seed in (0, 2)]
-    assert two["roar"] == pytest.approx([sum(each) / 2, abs(each[0] - each[1]) / 2])  # mean of two and its standard error
-    assert {len(values) for values in two["nll_by_seed"].values()} == {2} and len(rows["mdlm"]["nll_by_seed"]["remdm/8"]) == 1
-    shown = [sampler_args(shlex.split(json.loads(path.read_text().splitlines()[0])["settings"])[1:])
-             for path in Path("out/reproduce/samples_ablation/dsl_clean1").glob("*/*.jsonl")]
-    assert {s.steps for s in shown} == {8, 16} and next(s for s in shown if s.path == "remdm").top_p == 0.9  # what the claim fixes
-    assert set(rows["masked"]["nll"]) == every
-    assert {(s.clean_snr, s.ckpt) for s in shown} == {(1.0, "out/reproduce/dsl-0/ckpt.pt")}
-    assert (tmp_path / "results" / "ablations_correction.png").exists()
-    assert "dsl_endpoint1" in capsys.readouterr().out

@@ -98,6 +98,7 @@ def test_a_process_says_what_went_wrong_and_which_it_is(cfg, monkeypatch):
 def test_a_batch_that_does_not_divide_is_said(cfg):
     with pytest.raises(Problem, match="no multiple of 1 processes times --micro_batch 3"):
         train.main(replace(cfg, micro_batch=3))
+    assert not Path(cfg.out_dir).exists()
 
 
 def test_passes_share_a_step_out_without_gap_or_overlap(cfg):

@@ -1,0 +1,50 @@
+"""All of the claim in seconds, for the tests of reproduce.py and ablate.py."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import train
+from train_config import parse_args as train_args
+
+import reproduce
+import reproduce_config
+from config import Problem
+from reproduce_config import Curve, Scale, parse_args
+
+SAMPLE_ALL = reproduce.sample_all  # the fixture replaces it
+TRAININGS = 18
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A scale of seconds: networks of 8 channels, four curves, trainings and samplers in this process."""
+    data = np.random.default_rng(0).integers(97, 105, size=4000).astype(np.uint16)
+    meta = {"name": "toy", "tokenizer": "bytes", "vocab_size": 257, "eos": 256}
+    (tmp_path / "data" / "toy").mkdir(parents=True)
+    for split in ("train", "val"):
+        data.tofile(tmp_path / "data" / "toy" / f"{split}.bin")
+        meta[split] = {"tokens": len(data), "bytes": len(data), "documents": 1, "sha256": "this text"}
+    (tmp_path / "data" / "toy" / "meta.json").write_text(json.dumps(meta))
+    network = "--n_layer 1 --n_head 1 --d_model 8 --length 16 --batch_size 4 --eval_windows 17 --dtype float32 --save_every 2"
+    scale = Scale(network, "1e-3", 4, 2, 4, dict.fromkeys(reproduce_config.WAYS, ("1e-3", "4e-3")), (4, 8, 16), 4, 4, 6)
+    monkeypatch.setattr(reproduce_config, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}], {"top_p": 0.9}),
+                                               Curve("masked", "remdm", [{}], {"top_p": 0.9}), Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
+                                               Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
+    monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
+    monkeypatch.setattr(reproduce, "FINALS", (8, 16))
+    monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
+    ran = []
+
+    def run(command, stdout, **rest):
+        ran.append(command)
+        try:
+            train.main(train_args(command[2:]))
+        except Problem as error:
+            print(error, file=stdout)
+
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run, STDOUT=None))
+    monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
+    monkeypatch.chdir(tmp_path)
+    return parse_args(["--data", "toy", "--workers", "1"]), ran
