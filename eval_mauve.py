@@ -6,8 +6,8 @@
     python eval_mauve.py a.jsonl b.jsonl --data pydocs --judge out/judge/ckpt.pt --frontier frontier.png --out frontier.json
 
 The data itself is always a row of the table. References are the first N blocks of the validation split, without replacement; the data's
-own MAUVE and n-gram distances are those of the next N blocks. The files of one curve of the frontier differ in temperature, nucleus or
-seed alone (files that are not sampler.py's: are in one folder).
+own MAUVE and n-gram distances are those of the next N blocks. The files of one curve of the frontier differ in temperature and nucleus
+(files that are not sampler.py's: are in one folder); those that differ in seed alone are one point.
 """
 
 import contextlib

@@ -66,7 +66,7 @@ def train_one(cfg, name, argv, threads):
         done = ckpt["step"] == asked.max_steps and ckpt["validation"]  # evaluated only after the last step
         done = done and ckpt.get("data") in (None, load_meta(cfg.data, cfg.data_dir)["train"].get("sha256"))  # of the same text
         done = done and all(ckpt["config"].get(key, getattr(type(asked), key)) == value  # a younger flag had its default
-                            for key, value in asdict(asked).items() if key not in MAY_CHANGE or key == "init_from")
+                            for key, value in asdict(asked).items() if key not in MAY_CHANGE)
         return {key: ckpt[key] for key in ("command", "commit", "step", "validation")} if done else None
 
     if not result():

@@ -65,8 +65,8 @@ def profile(step, device, most=8):
     with torch.profiler.profile() as seen:
         step.run(0)
         synchronize(device)
-    gpu = device.type == "cuda"
-    kind = getattr(torch.autograd.DeviceType, device.type.upper())  # a GPU's kernels stand under the operations that start them as well
+    gpu, kinds = device.type == "cuda", torch.autograd.DeviceType
+    kind = kinds.CUDA if gpu else kinds.CPU  # a GPU's kernels are listed a second time under the operations that start them
     spent = {event.key: event.self_device_time_total if gpu else event.self_cpu_time_total for event in seen.key_averages()
              if event.device_type == kind}
     return {name: us / sum(spent.values()) for name, us in sorted(spent.items(), key=lambda pair: -pair[1])[:most]}

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from toys import ExactDenoiser, total_variation
 
+from config import run
 from report import pyplot, save_figure, save_json
 from sampler import sample
 from sampler_config import parse_args
@@ -48,4 +49,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
