@@ -6,8 +6,8 @@
     python reproduce.py --data english --tuning results/claim_tuning.json --results out/again  # all anew, but with what was chosen there
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
-to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at four learning rates and a
-seed that is then thrown away; go on at the best of them with three seeds. (2) Tune every path on the thrown-away seed. (3) Sample every
+to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at several learning rates and
+a seed that is then thrown away; go on at the best of them with three seeds. (2) Tune every path on the thrown-away seed. (3) Sample every
 cell and judge it. (4) Compare: claim.py.
 """
 
@@ -317,8 +317,8 @@ def main(cfg):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
     number = len(plan) + (0 if rates else len(WAYS) * len(SEEDS))
-    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, "
-          f"{2 * len(SEEDS) * scale.texts} texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {2 * len(SEEDS) * scale.texts} "
+          f"texts in a cell, half of that where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))
     pyplot()

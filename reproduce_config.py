@@ -68,16 +68,16 @@ class Scale(NamedTuple):
     lrs: dict  # of each of WAYS
     steps: tuple
     tuning_texts: int
-    texts: int
+    texts: int  # up to T = L / 2; half as many at larger T, where they cost most and change least
     duel_texts: int  # of the cells in which the claim is decided
 
 
 # how a model goes on from the MDLM: by MDLM's loss, by DSL's unweighted loss on masked texts alone, and by DSL
 WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "--endpoint", "1"], "dsl": ["--objective", "dsl"]}
-LRS, GPU_LRS = ("5e-4", "1e-3", "2e-3", "4e-3", "8e-3"), ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
+LRS = {"mdlm_more": ("2.5e-4", "5e-4", "1e-3"), "masked": ("1e-3", "2e-3", "4e-3"), "dsl": ("4e-3", "8e-3", "1.6e-2")}  # [measured]
+GPU_LRS = ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
 SCALES = {
-    "cpu": Scale("", "1e-3", 9600, 2000, 4800, {"mdlm_more": LRS[:4], "masked": LRS[:4], "dsl": LRS[1:]}, (4, 8, 16, 32, 64, 128, 256),
-                 36, 45, 170),
+    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), 36, 45, 170),
     "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
                  20_000, {"mdlm_more": GPU_LRS[:4], "masked": GPU_LRS[:4], "dsl": GPU_LRS[1:]}, (4, 8, 16, 32, 64, 128, 256, 512),
                  200, 400, 1000),
@@ -181,12 +181,13 @@ AROUND = (0.94, 1.06)
 def cells(cfg, tuning, length, tag="", texts=0, better=None):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures AROUND that of the data's entropy, which is
     that of the tuning or, where `better` {key: temperature} knows one, that."""
-    plan = {}
+    plan, scale = {}, SCALES[cfg.scale]
     for curve in cfg.curves:
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
-            plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, texts or SCALES[cfg.scale].texts, tag)
+            number = texts or (scale.texts if 2 * T <= length else scale.texts // 2)
+            plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, number, tag)
                                    for seed in SEEDS for factor in AROUND]
     return plan
 
