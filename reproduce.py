@@ -157,7 +157,8 @@ def sample_all(cfg, tasks, what):
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
 AT, FINALS, FINALISTS = 32, (8, 64), 2
-TRY = {1.0: (0.85, 1.15), 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
+NEAR, TRIES = (0.85, 1.15), 3
+FIRST = {1.0: NEAR, 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
 GAMMAS = (1.0, 4.0)  # beside the sampler's own
 
 
@@ -167,10 +168,9 @@ def toward(cold, hot, share):
 
 
 def tune_all(cfg, rates, judge, target):
-    """The judge's NLL at the data's entropy of every setting of every path at T = 32, a second time where the texts were too far from that
-    entropy; and of the two best at T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T:
-    what is best at 32 may not be so at 64. These a second time where their texts were all more or all less varied than the data. On one
-    seed that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best at T = 8 and 64. A path that has
+    a gamma tries all GAMMAS instead, at its best setting and at all three T: what is best at 32 may not be so at 64. On one seed that is
+    then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
     found = {curve.name: [] for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
@@ -182,31 +182,30 @@ def tune_all(cfg, rates, judge, target):
         return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot],
                 "entropy": c["entropy"].mean(2)[0].tolist(), "temperature": toward(cold, hot, place(c["entropy"], target))}
 
-    def attempt(wanted, number):
-        """Sample `wanted`, a list of (curve, T, setting, two temperatures), and keep what came out."""
-        plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
-        sample_all(cfg, tasks_of(plan), f"tuning, {number} of 5")
-        for curve, T, setting, temperatures in wanted:
-            others = [entry for entry in found[curve.name] if (entry["T"], entry["setting"]) != (T, setting)]
-            found[curve.name] = [*others, look(curve, T, setting, temperatures)]
+    def near(curve, T, entry, **changed):
+        return curve, T, {**entry["setting"], **changed}, [entry["temperature"] * factor for factor in NEAR]
 
-    def again(curve, T, entry, factors=(0.85, 1.15), **changed):
-        return curve, T, {**entry["setting"], **changed}, [entry["temperature"] * factor for factor in factors]
+    def attempt(wanted, what):
+        """Sample `wanted`, a list of (curve, T, setting, two temperatures), again where the data's entropy lay outside of those of its two
+        temperatures, and keep what came out last: an NLL that is read far beyond them would be chosen for its error."""
+        for number in range(1, TRIES + 1):
+            plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
+            sample_all(cfg, tasks_of(plan), f"tuning {what}, try {number} of {TRIES}")
+            tried, wanted = [(curve, look(curve, *rest)) for curve, *rest in wanted], []
+            for curve, entry in tried:
+                others = [e for e in found[curve.name] if (e["T"], e["setting"]) != (entry["T"], entry["setting"])]
+                found[curve.name] = [*others, entry]
+                if not entry["entropy"][0] <= target <= entry["entropy"][1]:
+                    wanted.append(near(curve, entry["T"], entry))
 
-    def best(curve, n):
-        return sorted(found[curve.name], key=nll_of)[:n]
-
-    attempt([(curve, AT, setting, TRY[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], 1)
-    attempt([again(curve, AT, entry) for curve in cfg.curves for entry in found[curve.name] if nll_of(entry) == math.inf], 2)
-    finalists = {curve.name: [entry["setting"] for entry in best(curve, FINALISTS)] for curve in cfg.curves}
-    for curve in cfg.curves:
-        if curve.path in RANKED:
-            finalists[curve.name] = [best(curve, 1)[0]["setting"] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))]
-    attempt([again(curve, AT, best(curve, 1)[0], gamma=gamma) for curve in cfg.curves if curve.path in RANKED for gamma in GAMMAS], 3)
-    attempt([again(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
-             if entry["setting"] in finalists[curve.name]], 4)
-    attempt([again(curve, entry["T"], entry, AROUND) for curve in cfg.curves for entry in found[curve.name]
-             if entry["setting"] in finalists[curve.name] and not entry["entropy"][0] <= target <= entry["entropy"][1]], 5)
+    attempt([(curve, AT, setting, FIRST[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], "at T = 32")
+    first = {curve.name: sorted(found[curve.name], key=nll_of)[: 1 if curve.path in RANKED else FINALISTS] for curve in cfg.curves}
+    ranked = [curve for curve in cfg.curves if curve.path in RANKED]
+    attempt([near(curve, AT, first[curve.name][0], gamma=gamma) for curve in ranked for gamma in GAMMAS], "gamma")
+    finals = {name: [e["setting"] for e in entries] for name, entries in first.items()}
+    finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
+    attempt([near(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
+             if entry["setting"] in finals[curve.name]], "at other T")
     return found
 
 
