@@ -198,14 +198,14 @@ def tune_all(cfg, rates, judge, target):
                 if not entry["entropy"][0] <= target <= entry["entropy"][1]:
                     wanted.append(near(curve, entry["T"], entry))
 
-    attempt([(curve, AT, setting, FIRST[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], "at T = 32")
-    first = {curve.name: sorted(found[curve.name], key=nll_of)[: 1 if curve.path in RANKED else FINALISTS] for curve in cfg.curves}
+    attempt([(curve, AT, setting, FIRST[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], "settings")
+    best = {curve.name: sorted(found[curve.name], key=nll_of)[: 1 if curve.path in RANKED else FINALISTS] for curve in cfg.curves}
     ranked = [curve for curve in cfg.curves if curve.path in RANKED]
-    attempt([near(curve, AT, first[curve.name][0], gamma=gamma) for curve in ranked for gamma in GAMMAS], "gamma")
-    finals = {name: [e["setting"] for e in entries] for name, entries in first.items()}
+    attempt([near(curve, AT, best[curve.name][0], gamma=gamma) for curve in ranked for gamma in GAMMAS], "gamma")
+    finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
     finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
     attempt([near(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
-             if entry["setting"] in finals[curve.name]], "at other T")
+             if entry["setting"] in finals[curve.name]], "T")
     return found
 
 
