@@ -223,20 +223,22 @@ def arrays(cfg, plan, judge):
 
 
 def draw(cfg, tuning, judge, target, tag="", only=None):
-    """Sample and judge every cell, or `only` one; anew where the data's entropy lies outside of those of its two temperatures by more than
-    a quarter of their distance -> {(model/path, T): what was measured}, {(model/path, T): the better temperature}."""
+    """Sample and judge every cell, or `only` one; anew, up to twice, where the data's entropy lies outside of those of its two temperatures
+    by more than a quarter of their distance -> {(model/path, T): what was measured}, {(model/path, T): the better temperature}."""
     def measured(plan, what):
         sample_all(cfg, tasks_of(plan), what)
         return arrays(cfg, plan, judge)
 
     plan = {key: argvs for key, argvs in cells(cfg, tuning, judge.context, tag).items() if only in (None, key)}
     found, better = measured(plan, "sampling"), {}
-    for (name, T), c in found.items():
-        if not -0.25 <= (share := place(c["entropy"], target)) <= 1.25:
-            cold, hot = (settings_at(tuning[name], T)[1] * factor for factor in AROUND)
-            better[name, T] = toward(cold, hot, share)
-    plan = cells(cfg, tuning, judge.context, tag, better=better)
-    found |= measured({key: plan[key] for key in better}, "sampling anew what was too varied or not varied enough")
+    for _ in range(TRIES - 1):
+        missed = {}
+        for (name, T), c in found.items():
+            if not -0.25 <= (share := place(c["entropy"], target)) <= 1.25:
+                temperature = better.get((name, T)) or settings_at(tuning[name], T)[1]
+                missed[name, T] = toward(*(temperature * factor for factor in AROUND), share)
+        plan = cells(cfg, tuning, judge.context, tag, better=(better := better | missed))
+        found |= measured({key: plan[key] for key in missed}, "sampling anew what was too varied or not varied enough")
     return found, better
 
 
