@@ -237,7 +237,8 @@ def draw(cfg, tuning, judge, target, tag="", only=None):
             if not -0.25 <= (share := place(c["entropy"], target)) <= 1.25:
                 temperature = better.get((name, T)) or settings_at(tuning[name], T)[1]
                 missed[name, T] = toward(*(temperature * factor for factor in AROUND), share)
-        plan = cells(cfg, tuning, judge.context, tag, better=(better := better | missed))
+        better |= missed
+        plan = cells(cfg, tuning, judge.context, tag, better=better)
         found |= measured({key: plan[key] for key in missed}, "sampling anew what was too varied or not varied enough")
     return found, better
 

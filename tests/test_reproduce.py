@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import train
@@ -81,6 +82,20 @@ def test_settings_of_the_nearest_tuning_with_temperatures_between():
     assert [reproduce_config.settings_at(entries, T)[1] for T in (4, 16, 32, 64, 256)] == pytest.approx([1.0, 0.9, 0.8, 1.1, 1.3])
     assert reproduce_config.best_path({"dsl/a": entries, "dsl/b": [tried(8, 1, 3.0, 1.0), tried(32, 1, 1.9, 1.0)],
                                        "mdlm/a": [tried(8, 1, 0.0, 1.0), tried(32, 1, 0.0, 1.0)]}, "dsl") == "dsl/b"
+
+
+def test_a_cell_far_from_the_data_s_entropy_is_drawn_again_until_it_is_near(monkeypatch):
+    def entropy_is_temperature(cfg, plan, judge):
+        temperatures = {key: np.array([sampler_args(argv).temperature for argv in argvs]) for key, argvs in plan.items()}
+        return {key: {"entropy": each.reshape(3, 2, 1)} for key, each in temperatures.items()}
+
+    monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: None)
+    monkeypatch.setattr(reproduce, "arrays", entropy_is_temperature)
+    tuning = {curve.name: [{"T": 32, "setting": {}, "nll": 3.0, "temperature": 1.0}] for curve in reproduce_config.CURVES}
+    for target, near in ((1.0, True), (1.4, True), (2.0, False)):  # one step of the line ends at 1.2, two at 1.43
+        found, better = reproduce.draw(parse_args([]), tuning, SimpleNamespace(context=128), target, only=("dsl/remdm", 4))
+        assert found.keys() == {("dsl/remdm", 4)} and bool(better) == (target != 1.0)
+        assert (-0.25 <= reproduce.place(found["dsl/remdm", 4]["entropy"], target) <= 1.25) == near
 
 
 # ---- the whole ---------------------------------------------------------------------------------------------------------------
