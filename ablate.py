@@ -2,7 +2,7 @@
 
     python ablate.py --data english                            # with the settings of results/claim.json
     python ablate.py --data english --only "endpoint.*"        # only variants of such a name
-    python ablate.py --data english --only ".*scratch.*" --seeds 0 1 2 --calls 4 16 64 --paths remdm posterior
+    python ablate.py --data english --only "scratch.*" --seeds 0 1 2 --calls 4 16 64 --paths remdm posterior
     python ablate.py --data english --only "wide.*" --no-claimed --calls 8 16 32 --paths remdm recorded posterior  # a larger model
     python ablate.py --data english --list                     # what is varied, and what was predicted before it ran
 
@@ -212,7 +212,8 @@ def all_cells(cfg, variants, published):
         plan |= cells(cfg, model, of_mdlm if model.startswith("mdlm") else cfg.paths, published, model, {0: []})
     for v in variants:
         paths = cfg.paths if v.flags else [path for path in cfg.paths if path != "sde"]  # which writes nothing before its end
-        like, paths = ("dsl", paths) if v.model.startswith("dsl") else ("mdlm", of_mdlm)
+        of_dsl = "masked" if v.name.endswith("masks") else "dsl"  # a control is sampled as the claim's
+        like, paths = (of_dsl, paths) if v.model.startswith("dsl") else ("mdlm", of_mdlm)
         own = {seed: ["--ckpt", f"{cfg.out_dir}/{v.folder(cfg, seed)}/ckpt.pt", *shlex.split(v.sampler)] for seed in v.seeds(cfg)}
         plan |= cells(cfg, v.model, paths, published, like, own)
     return plan

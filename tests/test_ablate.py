@@ -41,6 +41,22 @@ def test_every_variant_is_a_training_or_another_sampling():
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
 
 
+def test_a_model_is_sampled_with_the_settings_of_the_claim_s_model_of_its_kind():
+    def tried(R, temperature):
+        return [{"T": 32, "setting": {"R": R}, "nll": 3.0, "temperature": temperature}]
+
+    cfg = ablate.parse_args("--no-claimed --paths posterior soft recorded".split())
+    tuning = {"dsl/posterior": tried(8, 1.0), "masked/posterior": tried(2, 2.0), "dsl/soft": tried(16, 3.0), "dsl/recorded": tried(4, 4.0),
+              "masked/recorded": tried(1, 5.0), "mdlm/recorded": tried(3, 6.0)}
+    asked = [v for v in ablate.VARIANTS if v.name in ("scratch", "scratch_masks", "mdlm_scratch_slow")]
+    plan = ablate.all_cells(cfg, asked, {"tuning": tuning})
+    heat = {key: np.mean([sampler_args(argv).temperature for argv in argvs]) for key, argvs in plan.items()}
+    assert heat == pytest.approx({
+        ("dsl_scratch", "posterior/16"): 1.0, ("dsl_scratch", "soft/16"): 3.0, ("dsl_scratch", "recorded/16"): 4.0,
+        ("dsl_scratch_masks", "posterior/16"): 2.0, ("dsl_scratch_masks", "soft/16"): 3.0, ("dsl_scratch_masks", "recorded/16"): 5.0,
+        ("mdlm_scratch_slow", "recorded/16"): 6.0})  # what was not tuned for the control is as for DSL
+
+
 def test_ratios_of_steps_by_the_same_path_and_by_the_best():
     cfg = ablate.parse_args("--calls 4 8 16 32 --paths remdm posterior".split())
     mine = {f"remdm/{T}": [3.0 - math.log(T), 0.1] for T in cfg.calls} | {f"posterior/{T}": [math.nan, 0.1] for T in cfg.calls}
