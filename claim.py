@@ -39,13 +39,13 @@ def by_seed(c, target):
     return [at_entropy(c["nll"][s : s + 1], c["entropy"][s : s + 1], target) for s in range(len(c["nll"]))]
 
 
-def resampled(shape, key, replicate):
-    """Indices that draw training seeds, and texts within each, with replacement: the same texts of both temperatures, which were drawn with
-    the same random numbers. Cells of one model share the draw of the seeds."""
+def resampled(shape, key, replicate, seeds=True):
+    """Indices that draw training seeds, or keep them all, and texts within each, with replacement: the same texts of both temperatures,
+    which were drawn with the same random numbers. Cells of one model share the draw of the seeds."""
     S, _, n = shape
-    seeds, texts = (np.random.default_rng([replicate, zlib.crc32(of.encode())]) for of in (key[0].split("/")[0], str(key)))
-    seeds, texts = seeds.integers(S, size=S), texts.integers(n, size=(S, 1, n))
-    return seeds[:, None, None], np.array([0, 1])[None, :, None], texts
+    by_model, by_cell = (np.random.default_rng([replicate, zlib.crc32(of.encode())]) for of in (key[0].split("/")[0], str(key)))
+    drawn = by_model.integers(S, size=S) if seeds else np.arange(S)
+    return drawn[:, None, None], np.array([0, 1])[None, :, None], by_cell.integers(n, size=(S, 1, n))
 
 
 def spread(draws):
@@ -54,11 +54,12 @@ def spread(draws):
     return float(draws.std()) if len(draws) > REPLICATES / 2 else math.nan
 
 
-def bootstrap(cells, target):
-    """{key: {"nll", "entropy", "nfe"}} -> {key: matched NLL in REPLICATES resamples (nan where it cannot be matched)}."""
+def bootstrap(cells, target, seeds=True):
+    """{key: {"nll", "entropy", "nfe"}} -> {key: matched NLL in REPLICATES resamples (nan where it cannot be matched)} of training seeds and
+    texts or, without `seeds`, of texts alone."""
     out = {}
     for key, c in cells.items():
-        draws = [resampled(c["nll"].shape, key, b) for b in range(REPLICATES)]
+        draws = [resampled(c["nll"].shape, key, b, seeds) for b in range(REPLICATES)]
         out[key] = np.array([at_entropy(c["nll"][at], c["entropy"][at], target) for at in draws])
     return out
 
@@ -174,10 +175,10 @@ def compare_all(cells, pairs, steps, length, target, references, of_references):
     """All cells {(model/path, T): {"nll", "entropy", "nfe": (S, 2, n), "features", "texts"}} and the `pairs` of `opponents` -> {"cells",
     "against_best", "against_published", "published_against_published" (the paper's literal claim), "same_rule", "controls" (these four
     against another model), "duels"}. `references` are at least as many real texts as a cell has, `of_references` their features."""
-    boot, table = bootstrap(cells, target), {}
+    boot, by_texts, table = bootstrap(cells, target), bootstrap(cells, target, seeds=False), {}
     for key, c in cells.items():
         n = c["nll"].size
-        table[key] = {"nll": [at_entropy(c["nll"], c["entropy"], target), spread(boot[key])],
+        table[key] = {"nll": [at_entropy(c["nll"], c["entropy"], target), spread(boot[key])], "text_stderr": spread(by_texts[key]),
                       **describe(c, target, references[:n], of_references[:n])}
     point, nfe = {key: row["nll"][0] for key, row in table.items()}, {key: row["nfe"] for key, row in table.items()}
     at, ours = [T for T in steps if T <= length / 4], pairs[0][0][0]

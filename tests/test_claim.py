@@ -39,6 +39,8 @@ def test_bootstrap_error_is_that_of_the_mean_and_knows_about_seeds():
     a, b = claim.bootstrap(cells, 2.95).values()  # seeds at -.2, 0, .2: the mean of 3 drawn with replacement has sd .163 / sqrt(3)
     assert a.std() == pytest.approx(0.2 * (2 / 3) ** 0.5 / 3**0.5, rel=0.25)
     assert (a - b).std() < 0.06  # one model's seeds are drawn together, so they cancel; else .13
+    (draws,) = claim.bootstrap({("dsl/a", 4): cells["dsl/a", 4]}, 2.95, seeds=False).values()
+    assert draws.std() == pytest.approx(0.3 / 360**0.5, rel=0.25)  # of these three models, were there no others
 
 
 def test_calls_to_reach_interpolates_in_log_calls():
