@@ -319,8 +319,9 @@ def main(cfg):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
     number = len(plan) + (0 if rates else len(WAYS) * len(SEEDS))
-    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {2 * len(SEEDS) * scale.texts} "
-          f"texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+    texts, late = (2 * len(SEEDS) * each for each in (scale.texts, scale.late_texts))
+    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {texts} texts in a cell, {late} "
+          f"where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))
     pyplot()

@@ -68,7 +68,8 @@ class Scale(NamedTuple):
     lrs: dict  # of each of WAYS
     steps: tuple
     tuning_texts: int  # at each of two temperatures; at 36 the choice of gamma alone moved NLLs by 0.1 [measured]
-    texts: int
+    texts: int  # up to T = L / 2
+    late_texts: int  # at larger T, where they cost most and change least
     duel_texts: int  # of the cells in which the claim is decided
 
 
@@ -77,10 +78,10 @@ WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "
 LRS = {"mdlm_more": ("2.5e-4", "5e-4", "1e-3"), "masked": ("1e-3", "2e-3", "4e-3"), "dsl": ("4e-3", "8e-3", "1.6e-2")}  # [measured]
 GPU_LRS = ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
 SCALES = {
-    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), 100, 128, 170),
+    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), 100, 128, 22, 170),
     "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
                  20_000, {"mdlm_more": GPU_LRS[:4], "masked": GPU_LRS[:4], "dsl": GPU_LRS[1:]}, (4, 8, 16, 32, 64, 128, 256, 512),
-                 200, 300, 1000),
+                 200, 400, 200, 1000),
 }
 SEEDS, THROWN_AWAY = (0, 1, 2), 9
 
@@ -186,7 +187,8 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
-            plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, texts or scale.texts, tag)
+            number = texts or (scale.texts if 2 * T <= length else scale.late_texts)
+            plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, number, tag)
                                    for seed in SEEDS for factor in AROUND]
     return plan
 
