@@ -103,7 +103,7 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
     assert len(stated) > 50 and not set(stated) - known
 
 
-MODELS = {"MDLM": "mdlm", "MDLM continued": "mdlm_more", "masked": "masked", "DSL's loss on masked texts alone": "masked", "DSL": "dsl"}
+MODELS = {"MDLM": "mdlm", "MDLM continued": "mdlm_more", "control": "masked", "DSL's loss on masked texts alone": "masked", "DSL": "dsl"}
 
 
 def value(pair, digits=2):
