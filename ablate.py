@@ -165,7 +165,7 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 import numpy as np
 
 import analyze
-from claim import at_entropy, bootstrap, by_seed, calls_to_reach, spread
+from claim import at_entropy, bootstrap, by_seed, calls_to_reach, place, spread
 from report import save_json, table
 from reproduce import arrays, prepare, sample_all, train_all
 
@@ -199,7 +199,8 @@ def cells(cfg, name, paths, published, settings_of, own):
     `own` is {seed: flags of its own}."""
     plan, fixed, tag = {}, {curve.name: curve.fixed for curve in CURVES}, f"_ablation{cfg.tune or ''}"
     for path, T in itertools.product(paths, cfg.calls):
-        tried = published["tuning"].get(f"{settings_of}/{path}") or published["tuning"][f"dsl/{path}"]
+        like = ("mdlm", "mdlm_more", "dsl") if settings_of == "mdlm" else (settings_of, "dsl")  # the next where a path was not tuned for it
+        tried = next(published["tuning"][f"{model}/{path}"] for model in like if f"{model}/{path}" in published["tuning"])
         (setting, temperature), curve = settings_at(tried, T), Curve(name, path, [], fixed[f"dsl/{path}"])
         plan[name, f"{path}/{T}"] = [[*sampling(cfg, curve, seed, T, temperature * factor, setting, cfg.texts, tag), *flags]
                                      for seed, flags in own.items() for factor in FACTORS]
@@ -286,9 +287,11 @@ def main(cfg):
         each = {folder: {**trained[folder], **mended[folder], "roar": trained[folder]["validation"]["roar"]}
                 for folder in folders.get(name, [])}
         scores = {what: over_seeds([row[what] for row in each.values()]) for what in SCORES} if each else {}
+        mine = {what: c for (of, what), c in found.items() if of == name}
         rows[name] = {**variant._asdict(), **scores, "nll": nll, "trained": each,
-                      "nll_by_seed": {what: by_seed(c, target) for (of, what), c in found.items() if of == name}}
-    for row in rows.values():
+                      "place": {what: place(c["entropy"], target) for what, c in mine.items()},
+                      "nll_by_seed": {what: by_seed(c, target) for what, c in mine.items()}}
+    for row in rows.values() if len(cfg.calls) > 1 else ():  # one T is no curve
         row["ratios"] = {name: ratios(cfg, row["nll"], other["nll"]) for name, other in rows.items() if other is not row}
     save_json(f"{cfg.results}.json", config=asdict(cfg), num_samples=2 * cfg.texts, variants=rows)
     columns = [f"{path}/{T}" for path, T in itertools.product(cfg.paths, cfg.calls)]

@@ -2,9 +2,11 @@
 
 A cell (model/path, T) holds arrays (S, 2, n): S training seeds, two temperatures, n texts each. Low NLL at low entropy is repetition, so
 every cell is read at the entropy of the data, along the line through its two temperatures. Errors are bootstrapped over training seeds
-and texts; three seeds are few, so each seed's own value is kept beside them.
+and texts within them, which sees the texts' noise twice and S seeds as too alike: with three it is sqrt(5/3) of the true error where only
+texts differ, sqrt(2/3) where only seeds do. So each seed's own value, and the error by texts alone, are kept beside it.
 """
 
+import itertools
 import math
 import zlib
 
@@ -93,15 +95,18 @@ def ratios(values, nfe, ours, names, at, steps):
 
 
 def ratio_report(point, boot, nfe, ours, names, at, steps):
-    """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T. Infinity is "more than the
+    """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T but the first, at which it
+    cannot fall below 1. Infinity is "more than the
     longest run": it counts as what that run would give, and `censored` says how often that was; `floored` how often the baseline's shortest
     run was good enough already, so that it might have needed fewer calls, or was better than ours. nan where the entropy of ours could not
-    be matched; `unmatched` are the baseline's cells of which that is true, which its curve lacks."""
-    known = [(T, nfe[name, T]) for name in names for T in steps if not math.isnan(point[name, T])]
-    longest, shortest = max((calls for _, calls in known), default=math.nan), min(known, default=(0, math.nan))[1]
+    be matched; `unmatched` are the cells of which that is true; the baseline's curve lacks them."""
+    longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)
+    shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])
-    value, whole = np.array(ratios(point, nfe, ours, names, at, steps)), draws[~np.isnan(draws).any(1)]
+    value = np.array(ratios(point, nfe, ours, names, at, steps))
+    seen = [i for i, T in enumerate(at) if T > min(steps)] or list(range(len(at)))
+    whole = draws[~np.isnan(draws[:, seen]).any(1)][:, seen]
 
     def summary(value, draws, cap, floor):
         draws = draws[~np.isnan(draws)]
@@ -112,10 +117,11 @@ def ratio_report(point, boot, nfe, ours, names, at, steps):
                 "floored": float((draws < 1.01 * floor).mean())}
 
     each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
-    means = np.exp(np.log(np.minimum(whole, cap)).mean(1)) if len(whole) > REPLICATES / 2 else [math.nan]
+    means = np.exp(np.log(np.minimum(whole, cap[seen])).mean(1)) if len(whole) > REPLICATES / 2 else [math.nan]
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"at": each, "geometric_mean": math.exp(np.log(np.minimum(value, cap)).mean()), "interval": [low, high],
-            "matched": len(whole) / REPLICATES, "unmatched": [f"{n}/{T}" for n in names for T in steps if math.isnan(point[n, T])]}
+    asked = itertools.chain(((ours, T) for T in at), itertools.product(names, steps))
+    return {"at": each, "geometric_mean": math.exp(np.log(np.minimum(value, cap)[seen]).mean()), "interval": [low, high],
+            "matched": len(whole) / REPLICATES, "unmatched": [f"{name}/{T}" for name, T in asked if math.isnan(point[name, T])]}
 
 
 def describe(c, target, references, of_references):
@@ -139,7 +145,8 @@ def difference(a, b):
 
 def duel(table, cells, pair, references, of_references):
     """One cell against another -> differences (ours - other) of NLL at the data's entropy, of 4-gram JS (of both less is better) and of
-    MAUVE, each with the half-width of its 95% interval over training seeds; and whether each seed of ours beats all of the other's."""
+    MAUVE, each with the half-width of its 95% interval over training seeds; and whether each seed of ours beats all of the other's (None
+    where one of them could not be matched)."""
     a, b = (table[key] for key in pair)
 
     def each(key):
@@ -149,9 +156,10 @@ def duel(table, cells, pair, references, of_references):
                 "js_4": [ngram_js(c["texts"][part], references[:n], 4)[0] for part in parts]}
 
     mine, theirs = map(each, pair)
+    worst, best = np.max(a["nll_by_seed"]), np.min(b["nll_by_seed"])  # nan if one of them is
     return {"ours": f"{pair[0][0]}/{pair[0][1]}", "other": f"{pair[1][0]}/{pair[1][1]}", "nfe": [a["nfe"], b["nfe"]],
             "nll": difference(a["nll_by_seed"], b["nll_by_seed"]), "entropy": [a["entropy"][0], b["entropy"][0]],
-            "every_seed": bool(np.max(a["nll_by_seed"]) < np.min(b["nll_by_seed"])),
+            "every_seed": None if math.isnan(worst - best) else bool(worst < best),
             **{what: difference(mine[what], theirs[what]) for what in mine}, "num_samples": [a["num_samples"], b["num_samples"]]}
 
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from config import Problem, run
 from reproduce_config import ALONE, AROUND, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
@@ -35,7 +36,7 @@ import torch
 from tqdm import tqdm
 
 from claim import BASELINE, at_entropy, claim_figure, claim_table, compare_all, opponents, place
-from data import load_meta, load_tokens, spread_windows, tokenizer
+from data import load_meta, load_tokens, sha256, spread_windows, tokenizer
 from dsl_loss import mean_and_stderr
 from eval_mauve import read_samples
 from judge import judged, load_judge
@@ -60,6 +61,9 @@ def shares(cfg, tasks):
 def train_one(cfg, name, argv, threads):
     """Train to the end, unless that was done before -> what came out. Raises Problem where it stops before."""
     path, log, asked = f"{cfg.out_dir}/{name}/ckpt.pt", f"{cfg.out_dir}/{name}.log", train_args(argv)
+    mark, begun = Path(f"{cfg.out_dir}/{name}.start"), sha256(asked.init_from) if asked.init_from.endswith(".pt") else asked.init_from
+    if os.path.exists(path) and mark.exists() and mark.read_text() != begun:
+        raise Problem(f"{path} started from another {asked.init_from} than is there now: delete {cfg.out_dir}/{name}, then run this again")
 
     def result():
         ckpt = load_checkpoint(path)[1] if os.path.exists(path) else {"step": 0}
@@ -71,8 +75,11 @@ def train_one(cfg, name, argv, threads):
 
     if not result():
         tqdm.write(f"== training {name}: follow it with tail -f {log}")
+        if not os.path.exists(path):
+            mark.write_text(begun)
         with open(log, "a") as out:
-            subprocess.run([sys.executable, "train.py", *argv, *(["--resume"] if os.path.exists(path) else [])], check=False, stdout=out,
+            script, more = Path(__file__).with_name("train.py"), ["--resume"] if os.path.exists(path) else []
+            subprocess.run([sys.executable, script, *argv, *more], check=False, stdout=out,
                            stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
         if not result():
             raise Problem(f"the training of {name} stopped, {log} says why: mend that, then run the same command again")
@@ -88,8 +95,8 @@ def train_all(cfg, plan):
     with tqdm(total=sum(a.max_steps for a in asked.values()), desc="training", unit=" steps") as bar:
         for wave in filter(None, waves):
             workers, threads = shares(cfg, len(wave))
-            with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-                each = map if workers == 1 else pool.map
+            with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # also of one: Ctrl-C would kill what runs in the main thread
+                each = pool.map if workers > 1 else lambda f, *of: (pool.submit(f, *args).result() for args in zip(*of))
                 for name, result in zip(wave, each(partial(train_one, cfg, threads=threads), wave, [plan[name] for name in wave])):
                     found[name] = result
                     bar.update(asked[name].max_steps)
@@ -262,7 +269,7 @@ def earlier(cfg):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"{cfg.tuning} holds no tuning of these curves ({error}): name a NAME_tuning.json of an earlier run") from None
     if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
-        raise Problem(f"{cfg.tuning} is not of --scale {cfg.scale}: its learning rates are {rates}")
+        raise Problem(f"{cfg.tuning} chose {rates}, and --scale {cfg.scale} does not train all of these: use its own --scale or commit")
     return rates, tuning
 
 
@@ -301,14 +308,15 @@ def again(cfg):
     if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
-    plan = trainings(cfg, stored["learning_rates"])
-    train_all(cfg, {key: plan[key] for key in ("mdlm", "judge", *(f"{name.split('/')[0]}-{seed}" for seed in SEEDS), "ar") if key in plan})
+    plan, model = trainings(cfg, stored["learning_rates"]), name.split("/")[0]
+    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model, *(f"{model}-{seed}" for seed in SEEDS))})
     judge, *_ = prepare(cfg)
     cfg, entropy_of_data = replace(cfg, **{key: tuple(stored["config"][key]) for key in ("paths", "calls")}), stored["data"]["entropy"][0]
     (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
     value = at_entropy(c["nll"], c["entropy"], entropy_of_data)
     published = cell(stored["cells"][cfg.cell]["nll"])
-    print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}; {c['nfe'].mean():.1f} calls")
+    print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}, of which by texts alone "
+          f"{stored['cells'][cfg.cell].get('text_stderr', math.nan):.3f}; {c['nfe'].mean():.1f} calls")
 
 
 def main(cfg):
@@ -319,14 +327,14 @@ def main(cfg):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
     number = len(plan) + (0 if rates else len(WAYS) * len(SEEDS))
-    texts, late = (2 * len(SEEDS) * each for each in (scale.texts, scale.late_texts))
-    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {texts} texts in a cell, {late} "
-          f"where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {2 * len(SEEDS) * scale.texts} "
+          f"texts in a cell, fewer where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
-        return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()))
-    pyplot()
+        return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
+                     *["and each way three times at the best of its rates"] * (not rates), sep="\n")
     if cfg.cell:
         return again(cfg)
+    pyplot()
     found = train_all(cfg, plan)
     rates = rates or best_rates(cfg, found)
     print(f"learning rates {rates}, of {scale.lrs}", flush=True)

@@ -45,7 +45,7 @@ class Config:
     @property
     def steps(self):
         """T of the cells."""
-        return tuple(sorted(self.calls)) or SCALES[self.scale].steps
+        return tuple(sorted(set(self.calls))) or SCALES[self.scale].steps
 
     @property
     def curves(self):

@@ -25,7 +25,8 @@ def jackknife(statistic, window, groups=GROUPS):
     """statistic(keep (n,) bool) -> float, of n tokens that belong to `window` (n,) -> (value, standard error): leave out every tenth window
     in turn. The error is that of the value, bias or not: an ECE that chance has raised stays raised."""
     group = window.long() % groups
-    values = torch.tensor([statistic(group != g) for g in group.unique()], dtype=torch.float64)
+    parts = group.unique()
+    values = torch.tensor([statistic(group != g) for g in parts] if len(parts) > 1 else [], dtype=torch.float64)
     spread = (values - values.mean()).square().sum() * (len(values) - 1) / len(values) if len(values) > 1 else torch.tensor(math.nan)
     return float(statistic(torch.ones_like(group, dtype=torch.bool))), spread.sqrt().item()
 

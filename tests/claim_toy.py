@@ -1,5 +1,6 @@
 """All of the claim in seconds, for the tests of reproduce.py and ablate.py."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -45,6 +46,8 @@ def toy(tmp_path, monkeypatch):
             print(error, file=stdout)
 
     monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run, STDOUT=None))
+    no_signals = contextlib.nullcontext(SimpleNamespace(agreed=lambda: False))  # they want the main thread
+    monkeypatch.setattr(train, "StopSignal", lambda: no_signals)
     monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
     monkeypatch.chdir(tmp_path)
     return parse_args(["--data", "toy", "--workers", "1"]), ran

@@ -47,7 +47,7 @@ def test_a_model_is_sampled_with_the_settings_of_the_claim_s_model_of_its_kind()
 
     cfg = ablate.parse_args("--no-claimed --paths posterior soft recorded".split())
     tuning = {"dsl/posterior": tried(8, 1.0), "masked/posterior": tried(2, 2.0), "dsl/soft": tried(16, 3.0), "dsl/recorded": tried(4, 4.0),
-              "masked/recorded": tried(1, 5.0), "mdlm/recorded": tried(3, 6.0)}
+              "masked/recorded": tried(1, 5.0), "mdlm_more/recorded": tried(3, 6.0)}
     asked = [v for v in ablate.VARIANTS if v.name in ("scratch", "scratch_masks", "mdlm_scratch_slow")]
     plan = ablate.all_cells(cfg, asked, {"tuning": tuning})
     heat = {key: np.mean([sampler_args(argv).temperature for argv in argvs]) for key, argvs in plan.items()}
@@ -61,6 +61,9 @@ def test_ratios_of_steps_by_the_same_path_and_by_the_best():
     cfg = ablate.parse_args("--calls 4 8 16 32 --paths remdm posterior".split())
     mine = {f"remdm/{T}": [3.0 - math.log(T), 0.1] for T in cfg.calls} | {f"posterior/{T}": [math.nan, 0.1] for T in cfg.calls}
     theirs = {f"remdm/{T}": [3.0 - math.log(T / 2), 0.1] for T in cfg.calls}  # twice as many steps for the same
+    best = theirs | {f"posterior/{T}": [3.0 - math.log(T), 0.1] for T in cfg.calls}  # as many, by another path
+    same = pytest.approx([2, 2, 2, math.nan], nan_ok=True)
+    assert ablate.ratios(cfg, mine, best)["remdm"] == {"same": same, "best": pytest.approx([1] * 4)}
     found = ablate.ratios(cfg, mine, theirs)
     assert all(found["remdm"][kind] == pytest.approx([2, 2, 2, math.nan], nan_ok=True) for kind in ("same", "best"))
     assert np.isnan(found["posterior"]["best"]).all()
@@ -91,6 +94,7 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     assert {name: a.seed for name, a in asked.items()} == {f"{model}-{seed}": seed for model in models for seed in (0, 2)}
     assert asked["dsl_endpoint1-2"].endpoint == 1 and asked["mdlm_slow-2"].lr == 2e-3 and set(rows["dsl_endpoint1"]["nll"]) == every
     assert all(set(rows[of]["nll"]) == {"remdm/8", "remdm/16"} and rows[of]["fixed_at_98"] for of in ("mdlm_more", "mdlm", "mdlm_slow"))
+    assert set(rows["masked"]["place"]) == every and set(rows["masked"]["ratios"]) == rows.keys() - {"masked"}
     assert not rows["dsl_clean1"]["trained"] and set(rows["dsl_clean1"]["nll"]) == every  # the claim's model
     two = rows["mdlm_slow"]
     each = [two["trained"][f"mdlm_slow-{seed}"]["roar"][0] for seed in (0, 2)]
@@ -104,4 +108,5 @@ def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys
     assert (tmp_path / "results" / "ablations_correction.png").exists()
     assert "dsl_endpoint1" in capsys.readouterr().out
     ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --calls 8 --paths posterior --no-claimed --only clean1".split()))
-    assert list(json.loads((tmp_path / "results" / "ablations_only.json").read_text())["variants"]) == ["dsl_clean1"]
+    only = json.loads((tmp_path / "results" / "ablations_only.json").read_text())["variants"]
+    assert list(only) == ["dsl_clean1"] and "ratios" not in only["dsl_clean1"]  # one T is no curve

@@ -31,10 +31,12 @@ def test_a_cell_is_read_at_the_entropy_of_the_data():
 
 
 def test_bootstrap_error_is_that_of_the_mean_and_knows_about_seeds():
-    """Along the exact slope, noise .3 over 360 texts gives .3 / sqrt(360) = .0158; 400 resamples have a spread known to 4%."""
-    cell = texts(2.0, by_seed=0.0)
-    (draws,) = claim.bootstrap({("dsl/a", 4): cell}, 2.95).values()
-    assert draws.std() == pytest.approx(0.3 / 360**0.5, rel=0.25)
+    """Along the exact slope, noise .3 over 360 texts gives .3 / sqrt(360) = .0158, of which three alike seeds see sqrt(5/3), as the texts'
+    noise is in their means as well. Over 40 samples the root mean square of the errors is known to 5%."""
+    cells = {("dsl/a", T): texts(2.0, seed=T) for T in range(40)}
+    both, alone = ([d.var() for d in claim.bootstrap(cells, 2.95, seeds).values()] for seeds in (True, False))
+    assert np.mean(both) ** 0.5 == pytest.approx(0.3 / 360**0.5 * (5 / 3) ** 0.5, rel=0.15)
+    assert np.mean(alone) ** 0.5 == pytest.approx(0.3 / 360**0.5, rel=0.05)
     cells = {("dsl/a", T): texts(2.0, by_seed=0.2, seed=T) for T in (4, 8)}
     a, b = claim.bootstrap(cells, 2.95).values()  # seeds at -.2, 0, .2: the mean of 3 drawn with replacement has sd .163 / sqrt(3)
     assert a.std() == pytest.approx(0.2 * (2 / 3) ** 0.5 / 3**0.5, rel=0.25)
@@ -65,12 +67,21 @@ def test_a_model_that_needs_four_times_fewer_calls_has_ratio_four():
     report = claim.ratio_report(point, boot, nfe, "dsl/posterior", names, [4, 8, 16, 32], steps)
     assert 3.6 < report["geometric_mean"] < 4.4 and report["interval"][0] < 4 < report["interval"][1] < 5
     assert all(3 < report["at"][T]["ratio"] < 5 and report["at"][T]["censored"] == 0 for T in (4, 8, 16, 32))
-    floored = claim.ratio_report(point, boot, nfe, "mdlm_more/remdm", ["dsl/posterior"], [4, 8], steps)["at"][4]
-    assert floored["ratio"] == 1 and floored["floored"] == 1  # DSL's first 4 calls are more than good enough
+    every_other = {key: calls / (1 + (key[0] != "dsl/posterior")) for key, calls in nfe.items()}  # steps in which the baseline makes a call
+    halved = claim.ratio_report(point, boot, every_other, "dsl/posterior", names, [4, 8, 16, 32], steps)
+    assert halved["geometric_mean"] == pytest.approx(report["geometric_mean"] / 2)
+    back = claim.ratio_report(point, boot, nfe, "mdlm_more/remdm", ["dsl/posterior"], [4, 8, 16, 32], steps)
+    assert back["at"][4]["ratio"] == 1 and back["at"][4]["floored"] == 1  # DSL's first 4 calls are more than good enough
+    of_16 = math.exp(np.log([back["at"][T]["ratio"] for T in (8, 16, 32)]).mean())
+    assert back["geometric_mean"] == pytest.approx(of_16) and of_16 < 0.4  # without T = 4, at which no ratio can be below 1
     better = scaling(100, steps)
     point |= {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in better.items()}
     report = claim.ratio_report(point, boot | claim.bootstrap(better, 2.95), nfe, "dsl/posterior", names, [32], steps)
     assert report["at"][32]["ratio"] == 8 and report["at"][32]["censored"] == 1  # the longest run, 256 calls, does not reach it
+
+
+def duelists(found, every, *pair):
+    return {key: found["cells"][f"{key[0]}/{key[1]}"] for key in pair}, every, pair, [torch.arange(5)] * 360, torch.zeros(360, 1)
 
 
 def test_the_control_is_compared_with_as_mdlm_is(monkeypatch):
@@ -91,6 +102,13 @@ def test_the_control_is_compared_with_as_mdlm_is(monkeypatch):
         assert report["at"][8]["ratio"] == pytest.approx(ratio, rel=0.02)  # .02 is 8 standard errors of noise .01 over 360 texts
     assert set(control["same_rule"]) == {"remdm", "recorded"} and control["same_rule"]["recorded"][8] == pytest.approx([0, 0], abs=0.01)
     assert found["same_rule"]["remdm"][8][0] == pytest.approx(-0.3 * math.log(2), abs=0.01)
+    best, _, published, _ = found["duels"]  # 4 calls of DSL, four times as good, against 16 and 32 of MDLM
+    assert (best["other"], published["other"]) == ("mdlm_more/remdm/16", "mdlm_more/remdm/32")
+    assert best["nll"][0] == pytest.approx(0, abs=0.01)
+    assert published["nll"][0] == pytest.approx(0.3 * math.log(2), abs=0.01) and published["every_seed"] is False
+    assert claim.duel(*duelists(found, every, ("dsl/posterior", 8), ("mdlm_more/remdm", 8)))["every_seed"] is True
+    lost = {**found["cells"], "mdlm_more/remdm/8": {**found["cells"]["mdlm_more/remdm/8"], "nll_by_seed": [math.nan, 3.0, 3.0]}}
+    assert claim.duel(*duelists({"cells": lost}, every, ("dsl/posterior", 8), ("mdlm_more/remdm", 8)))["every_seed"] is None
 
 
 def test_what_cannot_be_matched_proves_nothing():
@@ -103,7 +121,7 @@ def test_what_cannot_be_matched_proves_nothing():
                                 ["mdlm_more/remdm", "mdlm_more/recorded"], [4, 8], steps)
     assert math.isnan(report["geometric_mean"]) and report["matched"] == 0 and math.isnan(report["at"][8]["ratio"])
     assert math.isnan(report["at"][8]["censored"]) and report["at"][4]["ratio"] == 2 and report["at"][4]["interval"] == [2, 2]  # cut off
-    assert report["unmatched"] == ["mdlm_more/recorded/4", "mdlm_more/recorded/8"]
+    assert report["unmatched"] == ["dsl/posterior/8", "mdlm_more/recorded/4", "mdlm_more/recorded/8"]
     every |= scaling(4, (16,)) | scaling(1, (16,), "mdlm_more", "remdm")
     point = {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in every.items()}
     boot, calls = claim.bootstrap(every, 2.95), {key: float(key[1]) for key in every}

@@ -1,9 +1,9 @@
 """reproduce.py: its plan, and the whole of it on a toy."""
 
-import contextlib
 import json
 import math
 import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import train
 from claim_toy import SAMPLE_ALL, TRAININGS
 from train_config import parse_args as train_args
 
@@ -167,7 +166,7 @@ def test_what_an_earlier_run_chose_is_not_chosen_again(toy, tmp_path):
         with pytest.raises(Problem, match="holds no tuning of these curves"):
             reproduce.main(parse_args(flags))
     earlier.write_text(json.dumps({"learning_rates": rates, "paths": {**tuning, "dsl/other": []}}))
-    with pytest.raises(Problem, match="is not of --scale gpu"):
+    with pytest.raises(Problem, match="--scale gpu does not train all"):
         reproduce.main(parse_args([*flags, "--scale", "gpu"]))
     assert not ran and not (tmp_path / "results").exists()
     with pytest.raises(SystemExit):
@@ -203,6 +202,19 @@ def test_a_finished_training_of_another_text_is_not_taken_for_this_one(toy, tmp_
     assert "another text" in (tmp_path / "out" / "reproduce" / "mdlm.log").read_text()
 
 
+def test_a_finished_fine_tuning_of_another_start_is_not_taken_for_this_one(toy, tmp_path):
+    cfg, ran = toy
+    plan, out = {name: trainings(cfg)[name] for name in ("mdlm", "dsl-lr1e-3")}, tmp_path / "out" / "reproduce"
+    reproduce.train_all(cfg, plan)
+    (out / "dsl-lr1e-3.start").write_text("the sum of another file")
+    with pytest.raises(Problem, match="dsl-lr1e-3/ckpt.pt started from another .*mdlm/ckpt.pt than is there now: delete"):
+        reproduce.train_all(cfg, plan)
+    shutil.rmtree(out / "dsl-lr1e-3")
+    reproduce.train_all(cfg, plan)
+    reproduce.train_all(cfg, plan)
+    assert len(ran) == 3
+
+
 def test_as_many_trainings_at_once_as_there_are_workers(toy, monkeypatch):
     """The two wait for each other, so one after the other would stop after 20 seconds."""
     cfg, _ = toy
@@ -215,8 +227,6 @@ def test_as_many_trainings_at_once_as_there_are_workers(toy, monkeypatch):
             run(command, **rest)
 
     monkeypatch.setattr(reproduce.subprocess, "run", together)
-    no_signals = contextlib.nullcontext(SimpleNamespace(agreed=lambda: False))  # they want the main thread
-    monkeypatch.setattr(train, "StopSignal", lambda: no_signals)
     plan = {name: argv for name, argv in trainings(cfg).items() if name in ("mdlm", "ar")}
     found = reproduce.train_all(parse_args(["--data", "toy", "--workers", "2"]), plan)
     assert [found[name]["step"] for name in ("mdlm", "ar")] == [4, 4]
