@@ -145,6 +145,14 @@ def test_the_two_runs_of_the_claim_agree_as_the_readme_says():
     assert f"their {len(pairs)} cells in common differ by {sum(gaps) / len(gaps):.2f} on average" in README
 
 
+def test_the_errors_by_texts_alone_are_as_said():
+    cells = json.loads((ROOT / "results" / "claim.json").read_text())["cells"]
+    errors = sorted(c["text_stderr"] for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64)
+    small = sum(error < 0.015 for error in errors)
+    said = f"a median of {errors[len(errors) // 2]:.3f} up to T = 64, where {small} of {len(errors)} cells are below 0.015 and none above"
+    assert f"{said} {errors[-1]:.3f}" in (ROOT / "results" / "README.md").read_text()
+
+
 def test_speeds_stand_in_their_json():
     """In both tables of speeds columns 2 and 3 are numbers of the row's json, as rounded there, and column 4 is their ratio."""
     shown = {"ms": lambda s: f"{1000 * s:,.0f}", "s": lambda s: f"{s:.1f}", "GiB": lambda gib: f"{gib:.2f}"}
