@@ -96,10 +96,9 @@ def ratios(values, nfe, ours, names, at, steps):
 
 def ratio_report(point, boot, nfe, ours, names, at, steps):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T but the first, at which it
-    cannot fall below 1. Infinity is "more than the
-    longest run": it counts as what that run would give, and `censored` says how often that was; `floored` how often the baseline's shortest
-    run was good enough already, so that it might have needed fewer calls, or was better than ours. nan where the entropy of ours could not
-    be matched; `unmatched` are the cells of which that is true; the baseline's curve lacks them."""
+    cannot fall below 1. Infinity is "more than the longest run": it counts as what that run would give, and `censored` says how often that
+    was; `floored` how often the baseline's shortest run was good enough already, so that it might have needed fewer calls, or was better
+    than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks."""
     longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)
     shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
