@@ -66,17 +66,19 @@ def parse(cls, argv=None, presets=None, description=None):
 
 @functools.cache
 def provenance():
-    """How a number came about: the command line, and the commit, as of the first call. None without git; + marks uncommitted changes
-    outside results/, which a run may be writing."""
+    """How a number came about: the command line, as it is typed in the repository, and the commit, as of the first call. None without git;
+    + marks uncommitted changes outside results/, which a run may be writing."""
+    where, script = Path(__file__).resolve().parent, Path(sys.argv[0]).resolve()  # the code's repository, wherever it is called from
+    script = script.relative_to(where) if script.is_relative_to(where) else script.name
+
     def git(*args):
-        where = Path(__file__).parent  # the code's repository, wherever it is called from
         return subprocess.run(["git", *args], cwd=where, capture_output=True, text=True, check=False).stdout.strip()
 
     try:
         commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "-uno", "--", ".", ":!results")
     except FileNotFoundError:
         commit, changes = "", ""
-    return {"command": shlex.join(["python", *sys.argv]), "commit": commit + "+" * bool(changes) if commit else None}
+    return {"command": shlex.join(["python", str(script), *sys.argv[1:]]), "commit": commit + "+" * bool(changes) if commit else None}
 
 
 @contextlib.contextmanager

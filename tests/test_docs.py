@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from config import provenance
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if '\nif __name__ == "__main__":' in p.read_text()]
@@ -143,6 +145,18 @@ def test_the_two_runs_of_the_claim_agree_as_the_readme_says():
     pairs = [(first[key]["nll"], second[key]["nll"]) for key in first.keys() & second.keys() if not key.startswith("ar/")]
     gaps = [abs(x - y) for (x, _), (y, _) in pairs]
     assert f"their {len(pairs)} cells in common differ by {sum(gaps) / len(gaps):.2f} on average" in README
+
+
+def test_results_name_no_place_on_somebody_s_machine():
+    files = [path for path in (ROOT / "results").rglob("*") if path.suffix in (".json", ".jsonl")]
+    assert len(files) > 50 and not [path.name for path in files if re.search(r'"python /|"/[a-z]+/', path.read_text())]
+
+
+def test_a_command_is_told_as_it_is_typed_in_the_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for script, told in ((ROOT / "train.py", "train.py"), (ROOT / "tests/tv_steps.py", "tests/tv_steps.py"), (tmp_path / "x.py", "x.py")):
+        monkeypatch.setattr(sys, "argv", [str(script), "--seed", "1"])
+        assert provenance.__wrapped__()["command"] == f"python {told} --seed 1"
 
 
 def test_the_errors_by_texts_alone_are_as_said():
