@@ -7,7 +7,7 @@
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
 to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at several learning rates and
-a seed that is then thrown away; go on at the best of them with three seeds. (2) Tune every path on the thrown-away seed. (3) Sample every
+a seed that is then thrown away; go on at the best of them with six seeds. (2) Tune every path on the thrown-away seed. (3) Sample every
 cell and judge it. (4) Compare: claim.py.
 """
 
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from config import Problem, run
-from reproduce_config import ALONE, AROUND, RANKED, SCALES, SEEDS, THROWN_AWAY, WAYS
+from reproduce_config import ALONE, AROUND, RANKED, SCALES, THROWN_AWAY, WAYS
 from reproduce_config import best_path, cells, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
@@ -253,7 +253,7 @@ def draw(cfg, tuning, judge, target, tag="", only=None):
 def prepare(cfg):
     """The judge, the real texts, what the judge makes of them, and their mean unigram entropy: the target."""
     judge = load_judge(f"{cfg.out_dir}/judge/ckpt.pt", pick_device())
-    windows = spread_windows(load_tokens(cfg.data, "val", cfg.data_dir), judge.context, 2 * len(SEEDS) * SCALES[cfg.scale].duel_texts)
+    windows = spread_windows(load_tokens(cfg.data, "val", cfg.data_dir), judge.context, SCALES[cfg.scale].duel_texts)
     windows = list(torch.from_numpy(windows)[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))])
     features, nll, tokens = judged(judge, windows, pick_device(), f"{cfg.out_dir}/judged", 64)
     return judge, windows, features, [*mean_and_stderr(nll / tokens)], [*mean_and_stderr(entropy(windows))]
@@ -309,7 +309,7 @@ def again(cfg):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
     plan, model = trainings(cfg, stored["learning_rates"]), name.split("/")[0]
-    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model, *(f"{model}-{seed}" for seed in SEEDS))})
+    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model) or key.startswith(f"{model}-")})
     judge, *_ = prepare(cfg)
     cfg, entropy_of_data = replace(cfg, **{key: tuple(stored["config"][key]) for key in ("paths", "calls")}), stored["data"]["entropy"][0]
     (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
@@ -323,15 +323,15 @@ def main(cfg):
     rates, tuning = earlier(cfg) if cfg.tuning else ({}, {})
     plan, scale = trainings(cfg, rates), SCALES[cfg.scale]
     meta, length = load_meta(cfg.data, cfg.data_dir), train_args(plan["ar"]).length  # what is missing should be known first
-    if meta["val"]["tokens"] < (needed := 2 * len(SEEDS) * scale.duel_texts * length):
+    if meta["val"]["tokens"] < (needed := scale.duel_texts * length):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
-    number = len(plan) + (0 if rates else len(WAYS) * len(SEEDS))
-    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {2 * len(SEEDS) * scale.texts} "
+    number = len(plan) + (0 if rates else len(WAYS) * len(scale.seeds))
+    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {scale.texts} "
           f"texts in a cell, fewer where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
-                     *["and each way three times at the best of its rates"] * (not rates), sep="\n")
+                     *[f"and each way at the best of its rates, seeds {scale.seeds}"] * (not rates), sep="\n")
     if cfg.cell:
         return again(cfg)
     pyplot()

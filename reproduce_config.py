@@ -58,7 +58,7 @@ def parse_args(argv=None, description=None):
 
 
 class Scale(NamedTuple):
-    """What a scale settles: flags of train.py, steps, learning rates to choose from, T, and texts per seed and temperature."""
+    """What a scale settles: flags of train.py, steps, learning rates to choose from, T, training seeds, and texts."""
 
     network: str
     mdlm_lr: str  # of the MDLM that all go on from: its own loss weighs a text by 1/t and wants a lower rate than the preset's
@@ -67,8 +67,9 @@ class Scale(NamedTuple):
     ar: int  # steps of the judge and of the AR baseline; fewer, because an autoregressive model of this size needs fewer
     lrs: dict  # of each of WAYS
     steps: tuple
+    seeds: tuple  # of what goes on from the MDLM
     tuning_texts: int  # at each of two temperatures; at 36 the choice of gamma alone moved NLLs by 0.1 [measured]
-    texts: int  # up to T = L / 2
+    texts: int  # of a cell, all its seeds and both temperatures, up to T = L / 2
     late_texts: int  # at larger T, where they cost most and change least
     duel_texts: int  # of the cells in which the claim is decided
 
@@ -78,12 +79,12 @@ WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "
 LRS = {"mdlm_more": ("2.5e-4", "5e-4", "1e-3"), "masked": ("1e-3", "2e-3", "4e-3"), "dsl": ("4e-3", "8e-3", "1.6e-2")}  # [measured]
 GPU_LRS = ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
 SCALES = {
-    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), 100, 128, 22, 170),
+    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), (0, 1, 2, 3, 4, 5), 100, 768, 132, 1020),
     "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
                  20_000, {"mdlm_more": GPU_LRS[:4], "masked": GPU_LRS[:4], "dsl": GPU_LRS[1:]}, (4, 8, 16, 32, 64, 128, 256, 512),
-                 200, 400, 200, 1000),
+                 (0, 1, 2), 200, 2400, 1200, 6000),
 }
-SEEDS, THROWN_AWAY = (0, 1, 2), 9
+THROWN_AWAY = 9  # the seed of the grid of rates and of the tuning
 
 
 class Curve(NamedTuple):
@@ -128,7 +129,7 @@ def trainings(cfg, best=None):
             "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
     for model, rates in scale.lrs.items() if not best else ():
         plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)] for lr in rates}
-    for seed, model in itertools.product(SEEDS, WAYS) if best else ():
+    for seed, model in itertools.product(scale.seeds, WAYS) if best else ():
         plan[f"{model}-{seed}"] = [*WAYS[model], *start, "--lr", best[model], "--seed", str(seed)]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
@@ -187,9 +188,9 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
-            number = texts or (scale.texts if 2 * T <= length else scale.late_texts)
+            number = (texts or (scale.texts if 2 * T <= length else scale.late_texts)) // (2 * len(scale.seeds))
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, number, tag)
-                                   for seed in SEEDS for factor in AROUND]
+                                   for seed in scale.seeds for factor in AROUND]
     return plan
 
 

@@ -19,7 +19,7 @@ import reproduce
 import reproduce_config
 from config import Problem
 from dsl_loss import SNR_BINS, SNRMix, ce_by_snr, draw_corruption, is_endpoint
-from reproduce_config import SEEDS, Curve, cells, flags, parse_args, sampling, tasks_of, trainings
+from reproduce_config import SCALES, Curve, cells, flags, parse_args, sampling, tasks_of, trainings
 from sampler_config import parse_args as sampler_args
 from validate import own_loss
 
@@ -28,7 +28,7 @@ from validate import own_loss
 
 def test_all_ways_of_going_on_get_the_same_training():
     plan = trainings(parse_args([]), {"mdlm_more": "1e-3", "masked": "4e-3", "dsl": "2e-3"})
-    for seed in SEEDS:
+    for seed in SCALES["cpu"].seeds:
         ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
         assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
         assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "lr", "out_dir"}
@@ -66,8 +66,9 @@ def test_every_cell_is_a_command_line_of_the_sampler():
     assert len(outs) == len(set(outs)) and len(plan) == 7 * (len(reproduce_config.CURVES) - 1) + 1
     for (name, T), argvs in plan.items():
         settings = [sampler_args(argv) for argv in argvs]
-        assert len(settings) == 6 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
-        assert len({s.seed for s in settings}) == 3 and len({s.temperature for s in settings}) == 2
+        assert len(settings) == 12 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
+        assert len({s.seed for s in settings}) == 6 and len({s.temperature for s in settings}) == 2
+        assert sum(s.num_samples for s in settings) == (768 if T <= 64 else 132)
     assert sum(map(len, tasks_of({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
 
 
@@ -86,7 +87,7 @@ def test_settings_of_the_nearest_tuning_with_temperatures_between():
 def test_a_cell_far_from_the_data_s_entropy_is_drawn_again_until_it_is_near(monkeypatch):
     def entropy_is_temperature(cfg, plan, judge):
         temperatures = {key: np.array([sampler_args(argv).temperature for argv in argvs]) for key, argvs in plan.items()}
-        return {key: {"entropy": each.reshape(3, 2, 1)} for key, each in temperatures.items()}
+        return {key: {"entropy": each.reshape(6, 2, 1)} for key, each in temperatures.items()}
 
     monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: None)
     monkeypatch.setattr(reproduce, "arrays", entropy_is_temperature)
