@@ -134,13 +134,21 @@ VARIANTS = (
             "at a quarter, as the claim's MDLM?", "a little worse than at half"),
     Variant("wide_mdlm", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower} --d_model 192",
             "the claim's MDLM, half as wide again?", "bound 2.66"),
+    Variant("wide_mdlm_slow", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr 5e-4 --d_model 192",
+            "at half that rate, as a wider network may want a lower one?", "bound .02 worse than at the whole"),
     Variant("wide_mdlm_more", "--objective mdlm --init_from {out}/wide_mdlm-{seed}/ckpt.pt --lr {mdlm_more} --d_model 192",
             "that continued?", "bound 2.63"),
+    Variant("wide_mdlm_more_slow", "--objective mdlm --init_from {out}/wide_mdlm-{seed}/ckpt.pt --lr {below} --d_model 192",
+            "at half that rate?", "bound within .005"),
     Variant("wide_masks", "--endpoint 1 --init_from {out}/wide_mdlm-{seed}/ckpt.pt --lr {masked} --d_model 192",
             "from that by DSL's loss on masked texts alone?", "bound 2.615; by the published rule .03 better than MDLM as long"),
+    Variant("wide_masks_slow", "--endpoint 1 --init_from {out}/wide_mdlm-{seed}/ckpt.pt --lr {slower} --d_model 192",
+            "at half that rate?", "bound within .005"),
     Variant("wide", "--init_from {out}/wide_mdlm-{seed}/ckpt.pt --d_model 192",
             "does a larger model pay less of the likelihood tax, and gain by the same rule?",
             "bound 2.655, a tax of .025 instead of .04; as good as MDLM by the published rule; posterior at T = 8 2.75; mends 25%"),
+    Variant("wide_slow", "--init_from {out}/wide_mdlm-{seed}/ckpt.pt --lr {lr} --d_model 192", "at half that rate?",
+            "a lower loss of its own, bound .01 better, so a tax of .02; by the published rule level; posterior .05 worse"),
     Variant("narrow_mdlm", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower} --d_model 64",
             "the claim's MDLM, half as wide?", "bound 2.98"),
     Variant("narrow_mdlm_more", "--objective mdlm --init_from {out}/narrow_mdlm-{seed}/ckpt.pt --lr {mdlm_more} --d_model 64",
@@ -213,7 +221,7 @@ def all_cells(cfg, variants, published):
         plan |= cells(cfg, model, of_mdlm if model.startswith("mdlm") else cfg.paths, published, model, {0: []})
     for v in variants:
         paths = cfg.paths if v.flags else [path for path in cfg.paths if path != "sde"]  # which writes nothing before its end
-        of_dsl = "masked" if v.name.endswith("masks") else "dsl"  # a control is sampled as the claim's
+        of_dsl = "masked" if "masks" in v.name else "dsl"  # a control is sampled as the claim's
         like, paths = (of_dsl, paths) if v.model.startswith("dsl") else ("mdlm", of_mdlm)
         own = {seed: ["--ckpt", f"{cfg.out_dir}/{v.folder(cfg, seed)}/ckpt.pt", *shlex.split(v.sampler)] for seed in v.seeds(cfg)}
         plan |= cells(cfg, v.model, paths, published, like, own)

@@ -17,6 +17,7 @@ from config import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = {path.stem: path.read_text() for path in sorted((ROOT / "results").glob("*.md"))}
 SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if '\nif __name__ == "__main__":' in p.read_text()]
 SOURCES = sorted(ROOT.glob("*.py"))
 
@@ -74,6 +75,15 @@ def test_every_result_says_how_it_came_about():
         assert (ROOT / name).exists(), name
 
 
+def test_results_that_are_told_are_those_that_are_there():
+    """results/*.md name, in backticks or as links, all files of the folder and no other, and headings that the pages they link to have."""
+    there = {path.name for path in (ROOT / "results").iterdir()} - {"README.md"}
+    text = "\n".join(RESULTS.values())
+    assert there == {name.rstrip("/") for name in re.findall(r"`(\w+(?:\.json|_logs/))`", text) + re.findall(r"\]\((\w+\.\w+)", text)}
+    for page, heading in re.findall(r"\((\w+)\.md#([\w-]+)\)", text):
+        assert heading in {line.lower().lstrip("# ").replace(" ", "-") for line in RESULTS[page].splitlines() if line.startswith("#")}
+
+
 def test_readme_numbers_stand_in_their_json():
     """The bound and the shares of words that the README's table states are those of results/demo_*.json, as rounded there."""
     for name in ("demo_posterior", "demo_mdlm"):
@@ -83,7 +93,7 @@ def test_readme_numbers_stand_in_their_json():
 
 
 def test_numbers_of_the_evaluation_stand_in_their_json():
-    """Every value with its error in results/README.md, README's evaluation and README's claim is one of the jsons', as rounded there."""
+    """Every value with its error in results/*.md, README's evaluation and README's claim is one of the jsons', as rounded there."""
     known = set()
 
     def collect(value):
@@ -101,7 +111,7 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
         collect(json.loads(path.read_text()))
     sections = ("## Evaluation", "## Results"), ("### The paper", "### What")
     parts = [README[README.index(first) : README.index(last)] for first, last in sections]
-    stated = re.findall(r"−?\d+\.\d+ ± \d+\.\d+", "".join(parts) + (ROOT / "results" / "README.md").read_text())
+    stated = re.findall(r"−?\d+\.\d+ ± \d+\.\d+", "".join([*parts, *RESULTS.values()]))
     assert len(stated) > 50 and not set(stated) - known
 
 
@@ -119,8 +129,8 @@ def rows_below(text, header):
 
 
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json():
-    """README's rows and all of results/README.md's, by model, path and T; its two tables of the same rule; and its target, duel by duel."""
-    found, said = (json.loads((ROOT / "results" / "claim.json").read_text()), (ROOT / "results" / "README.md").read_text())
+    """README's rows and all of results/claim.md's, by model, path and T; its two tables of the same rule; and its target, duel by duel."""
+    found, said = json.loads((ROOT / "results" / "claim.json").read_text()), RESULTS["claim"]
     steps = list(found["same_rule"]["remdm"])
     columns = f"T = {' | '.join(steps)} |"
     (few,), (every, *_) = rows_below(README, f"| model, sampler | {columns}"), rows_below(said, f"| model, path | {columns}")
@@ -164,13 +174,13 @@ def test_the_errors_by_texts_alone_are_as_said():
     errors = sorted(c["text_stderr"] for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64)
     small = sum(error < 0.015 for error in errors)
     said = f"a median of {errors[len(errors) // 2]:.3f} up to T = 64, where {small} of {len(errors)} cells are below 0.015 and none above"
-    assert f"{said} {errors[-1]:.3f}" in (ROOT / "results" / "README.md").read_text()
+    assert f"{said} {errors[-1]:.3f}" in RESULTS["claim"]
 
 
 def test_speeds_stand_in_their_json():
     """In both tables of speeds columns 2 and 3 are numbers of the row's json, as rounded there, and column 4 is their ratio."""
     shown = {"ms": lambda s: f"{1000 * s:,.0f}", "s": lambda s: f"{s:.1f}", "GiB": lambda gib: f"{gib:.2f}"}
-    for text in (README, (ROOT / "results" / "README.md").read_text()):
+    for text in (README, RESULTS["speed"]):
         rows = re.findall(r"^\|.*bench_\w+\.json` \|$", text, re.M)
         assert len(rows) > 8
         for row in rows:
