@@ -328,7 +328,7 @@ def main(cfg):
                       "prepare a larger text")
     number = len(plan) + (0 if rates else len(WAYS) * len(scale.seeds))
     print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {scale.texts} "
-          f"texts in a cell, fewer where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+          f"texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
                      *[f"and each way at the best of its rates, seeds {scale.seeds}"] * (not rates), sep="\n")

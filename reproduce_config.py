@@ -69,8 +69,7 @@ class Scale(NamedTuple):
     steps: tuple
     seeds: tuple  # of what goes on from the MDLM
     tuning_texts: int  # at each of two temperatures; at 36 the choice of gamma alone moved NLLs by 0.1 [measured]
-    texts: int  # of a cell, all its seeds and both temperatures, up to T = L / 2
-    late_texts: int  # at larger T, where they cost most and change least
+    texts: int  # of a cell, all its seeds and both temperatures
     duel_texts: int  # of the cells in which the claim is decided
 
 
@@ -79,10 +78,10 @@ WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "
 LRS = {"mdlm_more": ("2.5e-4", "5e-4", "1e-3"), "masked": ("1e-3", "2e-3", "4e-3"), "dsl": ("4e-3", "8e-3", "1.6e-2")}  # [measured]
 GPU_LRS = ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
 SCALES = {
-    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), (0, 1, 2, 3, 4, 5), 100, 768, 132, 1020),
+    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), (0, 1, 2, 3, 4, 5), 100, 768, 1020),
     "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
                  20_000, {"mdlm_more": GPU_LRS[:4], "masked": GPU_LRS[:4], "dsl": GPU_LRS[1:]}, (4, 8, 16, 32, 64, 128, 256, 512),
-                 (0, 1, 2), 200, 2400, 1200, 6000),
+                 (0, 1, 2), 200, 2400, 6000),
 }
 THROWN_AWAY = 9  # the seed of the grid of rates and of the tuning
 
@@ -184,12 +183,12 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures AROUND that of the data's entropy, which is
     that of the tuning or, where `better` {key: temperature} knows one, that."""
     plan, scale = {}, SCALES[cfg.scale]
+    each = (texts or scale.texts) // (2 * len(scale.seeds))
     for curve in cfg.curves:
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
-            number = (texts or (scale.texts if 2 * T <= length else scale.late_texts)) // (2 * len(scale.seeds))
-            plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, number, tag)
+            plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, each, tag)
                                    for seed in scale.seeds for factor in AROUND]
     return plan
 

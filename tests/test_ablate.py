@@ -21,11 +21,12 @@ def test_every_variant_is_a_training_or_another_sampling():
     cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "masked": "4e-3", "dsl": "8e-3"}}
     asked = {v.name: train_args(ablate.plan_of(cfg, v, published)) for v in ablate.VARIANTS if v.flags}
     own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
-    own |= {name: 8000 for name in asked if "long" in name} | {"wide_mdlm": 9600, "narrow_mdlm": 9600}
+    own |= {name: 8000 for name in asked if "long" in name} | dict.fromkeys(("wide_mdlm", "wide_mdlm_slow", "narrow_mdlm"), 9600)
     assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
     assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
     of = {"lr_twice": 0.016, "beta_fixed": 8e-3, "long": 8e-3, "long_masks": 4e-3}
     of |= {"mdlm_long": 2e-3, "mdlm_long_fast": 1e-3, "mdlm_lr_half": 1e-3}
+    of |= {"wide_mdlm": 1e-3, "wide_mdlm_slow": 5e-4, "wide": 8e-3, "wide_slow": 4e-3, "wide_masks": 4e-3, "wide_masks_slow": 1e-3}
     assert {name: asked[name].lr for name in of} == of and asked["scratch_masks"].endpoint == asked["long_masks"].endpoint == 1
     rates = {"slow": 2e-3, "slower": 1e-3}
     assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
@@ -35,7 +36,8 @@ def test_every_variant_is_a_training_or_another_sampling():
     assert list(by_wide) == ["judge", "dsl-0", "dsl_wide_700-0"]
     assert {a.objective for name, a in asked.items() if "mdlm" in name} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
     for name in ("wide", "narrow"):
-        start, *others = (asked[name + of] for of in ("_mdlm", "_mdlm_more", "_masks", ""))
+        slow = ("_mdlm_more_slow", "_masks_slow", "_slow") if name == "wide" else ()
+        start, *others = (asked[name + of] for of in ("_mdlm", "_mdlm_more", "_masks", "", *slow))
         assert start.init_from == "scratch" and {a.init_from for a in others} == {f"{start.out_dir}/ckpt.pt"}
         assert {a.d_model for a in (start, *others)} == {192 if name == "wide" else 64}
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
