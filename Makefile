@@ -62,7 +62,7 @@ out/eval/remdm-%.jsonl: out/demo/ckpt.pt FORCE
 out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
-# The paper's claim, two to three hours on two fast cores, and what it hangs on, some more: on English prose where TEXT names some (.txt, .md or .jsonl,
+# The paper's claim, three to four hours on two fast cores, and what it hangs on, some more: on English prose where TEXT names some (.txt, .md or .jsonl,
 # also .gz or .xz), else on pydocs. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)

@@ -8,7 +8,7 @@
 
 Of every variant: the random-order bound; the judge's NLL at the data's entropy by four paths at T = 16; how many of 10% random errors it
 mends at 98% of clean tokens kept, shown the text as evidence (analyze.py correction). One seed, unless --seeds says more: look at the
-spread of the claim's three.
+spread of the claim's six.
 """
 
 import itertools

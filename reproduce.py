@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 
 from config import Problem, run
-from reproduce_config import ALONE, AROUND, RANKED, SCALES, THROWN_AWAY, WAYS
-from reproduce_config import best_path, cells, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
+from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, WAYS
+from reproduce_config import best_path, beyond, cells, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -163,10 +163,9 @@ def sample_all(cfg, tasks, what):
 
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
-AT, FINALS, FINALISTS = 32, (8, 64), 2
+FINALS, FINALISTS = (8, 64), 2
 NEAR, TRIES = (0.85, 1.15), 3
 FIRST = {1.0: NEAR, 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
-GAMMAS = (1.0, 4.0)  # beside the sampler's own
 
 
 def toward(cold, hot, share):
@@ -189,8 +188,8 @@ def tune_all(cfg, rates, judge, target):
         return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot],
                 "entropy": c["entropy"].mean(2)[0].tolist(), "temperature": toward(cold, hot, place(c["entropy"], target))}
 
-    def near(curve, T, entry, **changed):
-        return curve, T, {**entry["setting"], **changed}, [entry["temperature"] * factor for factor in NEAR]
+    def near(curve, T, entry, setting=None):
+        return curve, T, setting or entry["setting"], [entry["temperature"] * factor for factor in NEAR]
 
     def attempt(wanted, what):
         """Sample `wanted`, a list of (curve, T, setting, two temperatures), again where the data's entropy lay outside of those of its two
@@ -208,11 +207,11 @@ def tune_all(cfg, rates, judge, target):
     attempt([(curve, AT, setting, FIRST[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], "settings")
     best = {curve.name: sorted(found[curve.name], key=nll_of)[: 1 if curve.path in RANKED else FINALISTS] for curve in cfg.curves}
     ranked = [curve for curve in cfg.curves if curve.path in RANKED]
-    attempt([near(curve, AT, best[curve.name][0], gamma=gamma) for curve in ranked for gamma in GAMMAS], "gamma")
+    attempt([near(curve, AT, (e := best[curve.name][0]), e["setting"] | {"gamma": gamma}) for curve in ranked for gamma in GAMMAS], "gamma")
     finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
     finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
-    attempt([near(curve, T, entry) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
-             if entry["setting"] in finals[curve.name]], "T")
+    attempt([near(curve, T, entry, setting) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
+             if entry["setting"] in finals[curve.name] for setting in beyond(entry["setting"], T)], "T")
     return found
 
 

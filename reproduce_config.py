@@ -106,6 +106,8 @@ SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-
           "forward-backward": NUCLEUS, "confidence": NUCLEUS}
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
 RANKED = ("posterior", "soft", "recorded")  # paths that have a gamma
+GAMMAS = (0.5, 1.0, 4.0, 8.0)  # beside the sampler's own, 2
+AT = 32  # T at which all settings are tried; R = 32 remasks all there that r_max allows
 PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
 ALONE = ("ar", "mdlm")  # one training each, sampled with every seed
 CURVES = [Curve("ar", "ar", NUCLEUS), Curve("mdlm", "mdlm", NUCLEUS), Curve("mdlm", "remdm", [{}], PUBLISHED),
@@ -163,6 +165,11 @@ def settings_at(tried, T):
     best = min((t for t in tried if t["T"] == near), key=nll_of)
     points = sorted((math.log(t["T"]), t["temperature"]) for t in tried if t["setting"] == best["setting"])
     return best["setting"], float(np.interp(math.log(T), *zip(*points)))
+
+
+def beyond(setting, T):
+    """What to try at T of a setting that was good at AT: it and, where at AT it remasked all that could be, what does so at every T."""
+    return [setting, setting | {"R": 1024}] if T > AT == setting.get("R") else [setting]
 
 
 def nll_of(entry):

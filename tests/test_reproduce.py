@@ -84,6 +84,13 @@ def test_settings_of_the_nearest_tuning_with_temperatures_between():
                                        "mdlm/a": [tried(8, 1, 0.0, 1.0), tried(32, 1, 0.0, 1.0)]}, "dsl") == "dsl/b"
 
 
+def test_a_setting_at_the_edge_of_the_grid_is_followed_beyond_it():
+    edge = {"R": reproduce_config.AT, "top_p": 1.0}
+    assert reproduce_config.beyond(edge, 64) == [edge, {"R": 1024, "top_p": 1.0}] and reproduce_config.beyond(edge, 8) == [edge]
+    assert all(len(reproduce_config.beyond(setting, 64)) == 1 for setting in ({"R": 16}, {"top_p": 0.9}))
+    assert max(s["R"] for s in reproduce_config.REMASK) == reproduce_config.AT and 1024 >= max(reproduce_config.SCALES["gpu"].steps)
+
+
 def test_a_cell_far_from_the_data_s_entropy_is_drawn_again_until_it_is_near(monkeypatch):
     def entropy_is_temperature(cfg, plan, judge):
         temperatures = {key: np.array([sampler_args(argv).temperature for argv in argvs]) for key, argvs in plan.items()}
@@ -118,8 +125,8 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert len(ran) == TRAININGS == 3 + 3 * 2 + 3 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
     assert_far_texts_were_drawn_again(found, tmp_path / "out" / "reproduce" / "samples_tuning")
     tried = [(e["T"], e["setting"]["R"], e["setting"].get("gamma")) for e in found["tuning"]["dsl/posterior"]]
-    assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 4 + 3 * 2
-    assert all({t[2] for t in tried if t[0] == T} == {None, 1.0, 4.0} for T in (8, 16, 32))
+    assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 6 + 5 * 2
+    assert all({t[2] for t in tried if t[0] == T} == {None, 0.5, 1.0, 4.0, 8.0} for T in (8, 16, 32))
     assert {e["setting"].get("gamma") for e in found["tuning"]["dsl/remdm"]} == {None}
     cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
     assert all(duel["num_samples"] == [36, 36] for duel in found["duels"])
