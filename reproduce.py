@@ -174,9 +174,9 @@ def toward(cold, hot, share):
 
 
 def tune_all(cfg, rates, judge, target):
-    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best at T = 8 and 64. A path that has
-    a gamma tries all GAMMAS instead, at its best setting and at all three T: what is best at 32 may not be so at 64. On one seed that is
-    then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
+    T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T: what is best at 32 may not be so
+    at 64. On one seed that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
     found = {curve.name: [] for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
@@ -207,7 +207,7 @@ def tune_all(cfg, rates, judge, target):
     attempt([(curve, AT, setting, FIRST[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], "settings")
     best = {curve.name: sorted(found[curve.name], key=nll_of)[: 1 if curve.path in RANKED else FINALISTS] for curve in cfg.curves}
     ranked = [curve for curve in cfg.curves if curve.path in RANKED]
-    attempt([near(curve, AT, (e := best[curve.name][0]), e["setting"] | {"gamma": gamma}) for curve in ranked for gamma in GAMMAS], "gamma")
+    attempt([near(c, AT, e, e["setting"] | {"gamma": gamma}) for c in ranked for e in best[c.name] for gamma in GAMMAS], "gamma")
     finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
     finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
     attempt([near(curve, T, entry, setting) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
