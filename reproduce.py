@@ -3,7 +3,7 @@
     python reproduce.py --data english                         # everything; interrupted, the same command goes on
     python reproduce.py --data english --list                  # only print what would be run
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of the table anew, from checkpoints that are there
-    python reproduce.py --data english --tuning results/claim_tuning.json --results out/again  # all anew, but with what was chosen there
+    python reproduce.py --data english --tuning results/claim_tuning.json --results out/again  # tune only what was not tried there
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
 to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at several learning rates and
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from config import Problem, run
 from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, WAYS
-from reproduce_config import best_path, beyond, cells, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
+from reproduce_config import best_path, beyond, cells, earlier, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -173,11 +173,12 @@ def toward(cold, hot, share):
     return cold * (hot / cold) ** (0.5 if math.isnan(share) else min(2.0, max(-1.0, share)))
 
 
-def tune_all(cfg, rates, judge, target):
+def tune_all(cfg, rates, judge, target, known):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
     T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T: what is best at 32 may not be so
-    at 64. On one seed that is then thrown away -> {"model/path": [{"T", "setting", "nll", "temperature" that gives that entropy, ...}]}."""
-    found = {curve.name: [] for curve in cfg.curves}
+    at 64. On one seed that is then thrown away, and but for what is `known` of an earlier run, see `earlier` -> {"model/path": [{"T",
+    "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    found = {curve.name: list(known["paths"].get(curve.name, []) if known else []) for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
         seed = THROWN_AWAY if curve.model in ALONE else f"lr{rates[curve.model]}"
@@ -194,6 +195,10 @@ def tune_all(cfg, rates, judge, target):
     def attempt(wanted, what):
         """Sample `wanted`, a list of (curve, T, setting, two temperatures), again where the data's entropy lay outside of those of its two
         temperatures, and keep what came out last: an NLL that is read far beyond them would be chosen for its error."""
+        wanted = [w for w in wanted if not any((e["T"], e["setting"]) == w[1:3] for e in found[w[0].name])]
+        if wanted and known and known["judge"] != judge.key:
+            raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and was judged by another judge "
+                          "than is here, so that its NLLs and new ones do not compare: run this without --tuning")
         for number in range(1, TRIES + 1):
             plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
             sample_all(cfg, tasks_of(plan), f"tuning {what}, try {number} of {TRIES}")
@@ -205,13 +210,14 @@ def tune_all(cfg, rates, judge, target):
                     wanted.append(near(curve, entry["T"], entry))
 
     attempt([(curve, AT, setting, FIRST[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], "settings")
-    best = {curve.name: sorted(found[curve.name], key=nll_of)[: 1 if curve.path in RANKED else FINALISTS] for curve in cfg.curves}
+    first = {c.name: [e for e in found[c.name] if e["T"] == AT and e["setting"] in c.grid] for c in cfg.curves}
+    best = {c.name: sorted(first[c.name], key=nll_of)[: 1 if c.path in RANKED else FINALISTS] for c in cfg.curves}
     ranked = [curve for curve in cfg.curves if curve.path in RANKED]
     attempt([near(c, AT, e, e["setting"] | {"gamma": gamma}) for c in ranked for e in best[c.name] for gamma in GAMMAS], "gamma")
     finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
     finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
     attempt([near(curve, T, entry, setting) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
-             if entry["setting"] in finals[curve.name] for setting in beyond(entry["setting"], T)], "T")
+             if entry["T"] == AT and entry["setting"] in finals[curve.name] for setting in beyond(entry["setting"], T)], "T")
     return found
 
 
@@ -258,27 +264,11 @@ def prepare(cfg):
     return judge, windows, features, [*mean_and_stderr(nll / tokens)], [*mean_and_stderr(entropy(windows))]
 
 
-def earlier(cfg):
-    """What the run that left --tuning chose -> {model: learning rate}, {"model/path": [...] as of tune_all}, of the curves asked for."""
-    try:
-        with open(cfg.tuning) as f:
-            stored = json.load(f)
-        rates = {model: stored["learning_rates"][model] for model in WAYS}
-        tuning = {curve.name: stored["paths"][curve.name] for curve in cfg.curves}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Problem(f"{cfg.tuning} holds no tuning of these curves ({error}): name a NAME_tuning.json of an earlier run") from None
-    if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
-        raise Problem(f"{cfg.tuning} chose {rates}, and --scale {cfg.scale} does not train all of these: use its own --scale or commit")
-    return rates, tuning
-
-
-def claim(cfg, rates, tuning):
-    """Stages 2 to 4, for checkpoints that are there; `tuning` is {} if stage 2 is still to be done: what an interrupted run has sampled
-    for it is read again."""
+def claim(cfg, rates, known):
+    """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
-    if not tuning:
-        tuning = tune_all(cfg, rates, judge, target[0])
-        save_json(f"{cfg.results}_tuning.json", judge=judge.key, learning_rates=rates, paths=tuning)
+    tuning = tune_all(cfg, rates, judge, target[0], known)
+    save_json(f"{cfg.results}_tuning.json", judge=judge.key, learning_rates=rates, paths=tuning)
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     pairs = opponents(point, ours, cfg.steps, judge.context)
@@ -307,8 +297,8 @@ def again(cfg):
     if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
-    plan, model = trainings(cfg, stored["learning_rates"]), name.split("/")[0]
-    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model) or key.startswith(f"{model}-")})
+    plan, model, scale = trainings(cfg, stored["learning_rates"]), name.split("/")[0], SCALES[cfg.scale]
+    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model, *(f"{model}-{seed}" for seed in scale.seeds))})
     judge, *_ = prepare(cfg)
     cfg, entropy_of_data = replace(cfg, **{key: tuple(stored["config"][key]) for key in ("paths", "calls")}), stored["data"]["entropy"][0]
     (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
@@ -319,7 +309,8 @@ def again(cfg):
 
 
 def main(cfg):
-    rates, tuning = earlier(cfg) if cfg.tuning else ({}, {})
+    known = earlier(cfg)
+    rates = known.get("learning_rates", {})
     plan, scale = trainings(cfg, rates), SCALES[cfg.scale]
     meta, length = load_meta(cfg.data, cfg.data_dir), train_args(plan["ar"]).length  # what is missing should be known first
     if meta["val"]["tokens"] < (needed := scale.duel_texts * length):
@@ -327,7 +318,7 @@ def main(cfg):
                       "prepare a larger text")
     number = len(plan) + (0 if rates else len(WAYS) * len(scale.seeds))
     print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {scale.texts} "
-          f"texts in a cell; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+          f"texts in a cell, {scale.late_texts} where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
                      *[f"and each way at the best of its rates, seeds {scale.seeds}"] * (not rates), sep="\n")
@@ -342,7 +333,7 @@ def main(cfg):
     os.makedirs(f"{cfg.results}_logs", exist_ok=True)
     for name in found:
         shutil.copy(f"{cfg.out_dir}/{name}/log.jsonl", f"{cfg.results}_logs/{name}.jsonl")
-    return claim(cfg, rates, tuning)
+    return claim(cfg, rates, known)
 
 
 if __name__ == "__main__":

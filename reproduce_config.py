@@ -1,6 +1,7 @@
 """What reproduce.py runs: the scales, the trainings, the curves with the settings to choose from, and every cell's command line."""
 
 import itertools
+import json
 import math
 import os
 import re
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import arg, parse
+from config import Problem, arg, parse
 from train_config import parse_args as train_args
 
 
@@ -23,7 +24,7 @@ class Config:
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
-    tuning: str = arg("", "results/claim_tuning.json, say: its learning rates and settings instead of choosing anew")
+    tuning: str = arg("", "results/claim_tuning.json, say: its learning rates, and its settings as far as they were tried there")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
@@ -69,7 +70,8 @@ class Scale(NamedTuple):
     steps: tuple
     seeds: tuple  # of what goes on from the MDLM
     tuning_texts: int  # at each of two temperatures; at 36 the choice of gamma alone moved NLLs by 0.1 [measured]
-    texts: int  # of a cell, all its seeds and both temperatures
+    texts: int  # of a cell, all its seeds and both temperatures, up to T = L / 2
+    late_texts: int  # at larger T, where they cost most and change least
     duel_texts: int  # of the cells in which the claim is decided
 
 
@@ -78,10 +80,10 @@ WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "
 LRS = {"mdlm_more": ("2.5e-4", "5e-4", "1e-3"), "masked": ("1e-3", "2e-3", "4e-3"), "dsl": ("4e-3", "8e-3", "1.6e-2")}  # [measured]
 GPU_LRS = ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
 SCALES = {
-    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), (0, 1, 2, 3, 4, 5), 100, 768, 1020),
+    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), (0, 1, 2, 3, 4, 5), 100, 768, 144, 1020),
     "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
                  20_000, {"mdlm_more": GPU_LRS[:4], "masked": GPU_LRS[:4], "dsl": GPU_LRS[1:]}, (4, 8, 16, 32, 64, 128, 256, 512),
-                 (0, 1, 2), 200, 2400, 6000),
+                 (0, 1, 2), 200, 2400, 1200, 6000),
 }
 THROWN_AWAY = 9  # the seed of the grid of rates and of the tuning
 
@@ -106,7 +108,7 @@ SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-
           "forward-backward": NUCLEUS, "confidence": NUCLEUS}
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "hybrid": NUCLEUS, "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
 RANKED = ("posterior", "soft", "recorded")  # paths that have a gamma
-GAMMAS = (0.5, 1.0, 4.0, 8.0)  # beside the sampler's own, 2
+GAMMAS = (0.5, 1.0, 4.0, 8.0, 16.0)  # beside the sampler's own, 2
 AT = 32  # T at which all settings are tried; R = 32 remasks all there that r_max allows
 PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
 ALONE = ("ar", "mdlm")  # one training each, sampled with every seed
@@ -128,11 +130,29 @@ def trainings(cfg, best=None):
     plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr],
             "judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
             "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    for model, rates in scale.lrs.items() if not best else ():
-        plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)] for lr in rates}
+    for model, rates in scale.lrs.items():
+        plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)]
+                 for lr in rates if not best or lr == best[model]}
     for seed, model in itertools.product(scale.seeds, WAYS) if best else ():
         plan[f"{model}-{seed}"] = [*WAYS[model], *start, "--lr", best[model], "--seed", str(seed)]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
+
+
+def earlier(cfg):
+    """What the run that left --tuning chose, {} without that -> {"learning_rates": {model: rate}, "paths": {model/path: [...] as of
+    reproduce.tune_all}, "judge": its key}."""
+    if not cfg.tuning:
+        return {}
+    try:
+        with open(cfg.tuning) as f:
+            stored = json.load(f)
+        known = {key: stored[key] for key in ("learning_rates", "paths", "judge")}
+        rates = {model: known["learning_rates"][model] for model in WAYS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{cfg.tuning} holds no tuning ({error}): name a NAME_tuning.json of an earlier run") from None
+    if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
+        raise Problem(f"{cfg.tuning} chose {rates}, and --scale {cfg.scale} does not train all of these: use its own --scale or commit")
+    return known
 
 
 def flags(curve, setting, T):
@@ -190,11 +210,11 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures AROUND that of the data's entropy, which is
     that of the tuning or, where `better` {key: temperature} knows one, that."""
     plan, scale = {}, SCALES[cfg.scale]
-    each = (texts or scale.texts) // (2 * len(scale.seeds))
     for curve in cfg.curves:
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
+            each = (texts or (scale.texts if 2 * T <= length else scale.late_texts)) // (2 * len(scale.seeds))
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, each, tag)
                                    for seed in scale.seeds for factor in AROUND]
     return plan

@@ -68,7 +68,7 @@ def test_every_cell_is_a_command_line_of_the_sampler():
         settings = [sampler_args(argv) for argv in argvs]
         assert len(settings) == 12 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
         assert len({s.seed for s in settings}) == 6 and len({s.temperature for s in settings}) == 2
-        assert sum(s.num_samples for s in settings) == 768
+        assert sum(s.num_samples for s in settings) == (768 if T <= 64 else 144)
     assert sum(map(len, tasks_of({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
 
 
@@ -125,12 +125,12 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert len(ran) == TRAININGS == 3 + 3 * 2 + 3 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
     assert_far_texts_were_drawn_again(found, tmp_path / "out" / "reproduce" / "samples_tuning")
     tried = [(e["T"], e["setting"]["R"], e["setting"].get("gamma")) for e in found["tuning"]["dsl/posterior"]]
-    assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 6 + 5 * 2
-    assert all({t[2] for t in tried if t[0] == T} == {None, 0.5, 1.0, 4.0, 8.0} for T in (8, 16, 32))
+    assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 7 + 6 * 2
+    assert all({t[2] for t in tried if t[0] == T} == {None, 0.5, 1.0, 4.0, 8.0, 16.0} for T in (8, 16, 32))
     assert {e["setting"].get("gamma") for e in found["tuning"]["dsl/remdm"]} == {None}
     cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
     assert all(duel["num_samples"] == [36, 36] for duel in found["duels"])
-    assert [found["cells"][f"dsl/remdm/{T}"]["num_samples"] for T in (4, 8, 16)] == [24] * 3 and cell["num_samples"] == 36
+    assert [found["cells"][f"dsl/remdm/{T}"]["num_samples"] for T in (4, 8, 16)] == [24, 24, 12] and cell["num_samples"] == 36
     assert cell["nfe"] <= 4 and cell["text_stderr"] > 0
     assert len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1 and 0 < cell["distinct_4"] <= 1
     assert 0 <= cell["js_1"][0] < cell["js_2"][0] < cell["js_3"][0] < cell["js_4"][0] <= math.log(2)  # as for any two samples of a language
@@ -163,29 +163,40 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
         reproduce.main(parse_args(["--cell", "dsl/posterior/8"]))
 
 
-def test_what_an_earlier_run_chose_is_not_chosen_again(toy, tmp_path):
-    _, ran = toy
-    rates, tuning = {"mdlm_more": "4e-3", "masked": "1e-3", "dsl": "4e-3"}, {}
-    for curve in reproduce_config.CURVES:
-        tuning[curve.name] = [{"T": T, "setting": curve.grid[-1], "nll": 2.0, "temperature": 1.0} for T in (8, 32)]
+def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path, monkeypatch):
+    cfg, ran = toy
     earlier, flags = tmp_path / "earlier.json", ["--data", "toy", "--workers", "1", "--tuning", str(tmp_path / "earlier.json")]
-    for text in ("", "{", "{}", "[]", json.dumps({"learning_rates": rates, "paths": {}})):
+    for text in ("", "{", "{}", "[]", json.dumps({"learning_rates": {}, "paths": {}, "judge": ""})):
         earlier.write_text(text)
-        with pytest.raises(Problem, match="holds no tuning of these curves"):
+        with pytest.raises(Problem, match="holds no tuning"):
             reproduce.main(parse_args(flags))
-    earlier.write_text(json.dumps({"learning_rates": rates, "paths": {**tuning, "dsl/other": []}}))
+    rates = {"mdlm_more": "4e-3", "masked": "1e-3", "dsl": "4e-3"}
+    earlier.write_text(json.dumps({"learning_rates": rates, "paths": {}, "judge": ""}))
     with pytest.raises(Problem, match="--scale gpu does not train all"):
         reproduce.main(parse_args([*flags, "--scale", "gpu"]))
     assert not ran and not (tmp_path / "results").exists()
     with pytest.raises(SystemExit):
         parse_args(["--tuning", "results/claim_tuning.json"])  # claim.json would be overwritten
 
-    reproduce.main(parse_args(flags))
-    found = json.loads((tmp_path / "results" / "claim.json").read_text())
-    assert len(ran) == TRAININGS - 3 * 2 and found["learning_rates"] == rates and found["tuning"] == tuning
-    drawn = list((tmp_path / "out" / "reproduce").glob("samples*/dsl/posterior/*"))
-    assert drawn and all("R4" in path.name and path.parts[-4] == "samples" for path in drawn)
-    assert not (tmp_path / "results" / "claim_tuning.json").exists()
+    def tried():
+        return {path for path in (tmp_path / "out" / "reproduce" / "samples_tuning").rglob("*.jsonl")}
+
+    reproduce.main(cfg)
+    found, before = json.loads((tmp_path / "results" / "claim_tuning.json").read_text()), tried()
+    earlier.write_text(json.dumps({**found, "judge": "of another machine"}))
+    reproduce.main(parse_args([*flags, "--results", "results/again"]))
+    again = json.loads((tmp_path / "results" / "again_tuning.json").read_text())
+    assert again["paths"] == found["paths"] and tried() == before and len(ran) == TRAININGS
+    grid = reproduce_config.CURVES[-1].grid
+    grid.append({"R": 8, "top_p": 1.0})
+    with pytest.raises(Problem, match="lacks settings, dsl/posterior with .*'R': 8.* another judge"):
+        reproduce.main(parse_args(flags))
+    earlier.write_text(json.dumps(found))
+    reproduce.main(parse_args([*flags, "--results", "results/more"]))
+    more = json.loads((tmp_path / "results" / "more_tuning.json").read_text())["paths"]
+    assert tried() > before and all("R8" in path.name and "posterior" in path.parts for path in tried() - before)
+    assert [e for e in more["dsl/posterior"] if e["setting"]["R"] != 8] == found["paths"]["dsl/posterior"]
+    assert {**more, "dsl/posterior": 0} == {**found["paths"], "dsl/posterior": 0} and len(ran) == TRAININGS
 
 
 def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path):
