@@ -7,6 +7,7 @@
 
 What each of them measures stands in the docstring of its function in probes.py. Every model sees the same windows, the same errors and
 the same masks; --seed draws others. Standard errors are over windows, of one training run each: they say nothing about other runs.
+Checkpoints whose trainings differ in --seed alone are told as one, with errors over the seeds; the figure shows the first of them.
 """
 
 import time
@@ -56,6 +57,7 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 import torch
 
 from data import load_meta, load_tokens, sha256, spread_windows
+from dsl_loss import mean_and_stderr
 from model import load_checkpoint
 from probes import PROBES, TOPS, Run
 from report import cell, pyplot, save_figure, save_json, table
@@ -63,8 +65,9 @@ from runtime import local_device
 
 
 def load(cfg):
-    """Every checkpoint as a Run, the validation windows (N, L) and the dataset's meta. Raises Problem when they do not fit together."""
-    device, loaded = local_device(cfg.device), []
+    """Every checkpoint as a Run, the validation windows (N, L), the dataset's meta, and lists of the names of those whose trainings differ
+    in their seed alone. Raises Problem when they do not fit together."""
+    device, loaded, alike = local_device(cfg.device), [], {}
     for path in cfg.ckpt:
         model, ckpt = load_checkpoint(path, device)
         training = {"objective": "", "dataset": "", "frame_eos": False} | ckpt["config"]
@@ -76,6 +79,8 @@ def load(cfg):
         about = {"ckpt": path, "objective": training["objective"], "sha256": sha256(path),
                  **{name: ckpt[name] for name in ("command", "commit", "step")}}
         loaded.append((model, about, must_agree))
+        but_seed = str({name: value for name, value in training.items() if name not in ("seed", "out_dir", "resume")})
+        alike.setdefault(but_seed, []).append(len(loaded) - 1)
         for what, value in must_agree.items():
             if value != loaded[0][2][what]:
                 raise Problem(f"{cfg.ckpt[0]} and {path} differ in {what}, {loaded[0][2][what]} and {value}: "
@@ -93,7 +98,25 @@ def load(cfg):
     objectives = [about["objective"] for _, about, _ in loaded]
     names = [o.upper() + f" {about['ckpt']}" * (objectives.count(o) > 1) for o, (_, about, _) in zip(objectives, loaded)]
     meta = meta | {"name": name, "text_length": model.config.length - 2 * framed}
-    return [Run(name, about["objective"], model, about) for name, (model, about, _) in zip(names, loaded)], windows, meta
+    runs = [Run(name, about["objective"], model, about) for name, (model, about, _) in zip(names, loaded)]
+    return runs, windows, meta, [[names[i] for i in seeds] for seeds in alike.values()]
+
+
+# ---- training seeds ----------------------------------------------------------------------------------------------------------
+
+
+def over_seeds(results):
+    """One probe's results of several training seeds -> the same tree of means over them; the error of a [value, error] is the standard
+    error by the spread of the seeds, or of a single seed its own. Curves, which are lists, are left out."""
+    first = results[0]
+    if isinstance(first, dict):
+        tree = {key: over_seeds([r[key] for r in results]) for key in first if all(key in r for r in results)}
+        return {key: value for key, value in tree.items() if value is not None}
+    if isinstance(first, (list, tuple)):
+        if len(first) != 2 or not isinstance(first[0], float):
+            return None
+        return [*mean_and_stderr(torch.tensor([value for value, _ in results], dtype=torch.double))] if len(results) > 1 else list(first)
+    return first if len(set(results)) == 1 else sum(results) / len(results)
 
 
 # ---- tables: results {model: dict of its probe} -> header, rows --------------------------------------------------------------
@@ -239,23 +262,25 @@ FIGURES = {"correction": correction_figure, "calibration": calibration_figure, "
 
 @torch.no_grad()
 def main(cfg):
-    runs, windows, meta = load(cfg)
+    runs, windows, meta, trainings = load(cfg)
     who = ", ".join(f"{r.name} (step {r.about['step']:,})" for r in runs)
     N, L = windows.shape
     device, path = str(runs[0].model.E.device), cfg.out.removesuffix(".json")
     print(f"{cfg.what} of {who}: {N} validation windows of {L} {meta['tokenizer']} tokens of {meta['name']}, on {device}", flush=True)
     start, results = time.time(), {r.name: PROBES[cfg.what](cfg, r, windows, meta) for r in runs}
-    print(table(*TABLES[cfg.what](results)))
-    print(f"+- standard errors over windows; {time.time() - start:.0f} s")
+    firsts = {first: results[first] for first, *_ in trainings}
+    means = {first: over_seeds([results[name] for name in (first, *others)]) for first, *others in trainings if others}
+    print(table(*TABLES[cfg.what](firsts | means)))
+    print(f"+- standard errors over windows{', of a model with several seeds over these' * bool(means)}; {time.time() - start:.0f} s")
     if not cfg.out:
         return
-    save_json(f"{path}.json", config=asdict(cfg), data=meta["name"], windows=N, length=L, device=device,
-              models={r.name: r.about | {"result": results[r.name]} for r in runs})
+    save_json(f"{path}.json", config=asdict(cfg), data=meta["name"], windows=N, length=L, device=device, over_seeds=means,
+              models={r.name: r.about | {"result": firsts.get(r.name) or over_seeds([results[r.name]])} for r in runs})
     try:
         plt = pyplot()
     except Problem as problem:
         return print(f"left out {path}.png: {problem}")
-    save_figure(f"{path}.png", FIGURES[cfg.what](plt, results))
+    save_figure(f"{path}.png", FIGURES[cfg.what](plt, firsts))
 
 
 if __name__ == "__main__":

@@ -215,6 +215,22 @@ def test_every_question_writes_its_json_and_its_figure(cfg, tmp_path, capsys, mo
     assert "pip install matplotlib" in capsys.readouterr().out and {p.name for p in tmp_path.glob("plain*")} == {"plain.json"}
 
 
+def test_training_seeds_of_one_model_are_told_as_one(cfg, tmp_path, capsys):
+    for folder, changes in {"x": {"seed": 0}, "z": {"seed": 1}, "y": {"seed": 1, "lr": 1e-3}}.items():
+        train.main(replace(cfg, out_dir=f"{cfg.out_dir}/{folder}", **changes))
+    for what in ("correction", "calibration", "bounds"):
+        ask_for(what, cfg, "--out", f"{tmp_path}/{what}", "--steps", "8", runs=["x", "z", "y"])
+        found, shown = json.loads((tmp_path / f"{what}.json").read_text()), capsys.readouterr().out
+        ((name, mean),), models = found["over_seeds"].items(), [row["result"] for row in found["models"].values()]
+        assert name == f"DSL {cfg.out_dir}/x/ckpt.pt" and f"{cfg.out_dir}/z" not in shown.split("on cpu")[1] and "seeds" in shown
+        pick = {"correction": lambda r: r["random"]["evidence"]["auc"], "calibration": lambda r: r["own, masked"]["ece"],
+                "bounds": lambda r: r["roar"]}[what]
+        (a, _), (b, _), _ = map(pick, models)
+        assert a != b and pick(mean) == pytest.approx([(a + b) / 2, abs(a - b) / 2])  # of two, sd / sqrt(2) is half their distance
+        curves = ["curve" in json.dumps(m) or "reliability" in json.dumps(m) for m in models]
+        assert what == "bounds" or curves == [True, False, True]
+
+
 def test_bits_of_sequences_between_two_eos_are_per_byte_of_their_text(cfg, tmp_path):
     """14 of 16 tokens: in the log exactly, and by `bounds` as in the validation, of nearly the same windows (validation: test_train.py)."""
     trained(replace(cfg, frame_eos=True, eval_windows=250), "ar")
