@@ -67,7 +67,7 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 CLAIM := results/claim$(if $(TEXT),,_pydocs)
-FINE_TUNED = $(foreach who,dsl masked mdlm_more,out/reproduce/$(who)-0/ckpt.pt)
+FINE_TUNED = $(foreach who,dsl masked mdlm_more,out/reproduce/$(who)-[0-9]/ckpt.pt)
 reproduce: .venv/tested data/$(CORPUS)/meta.json
 	$(BIN)python reproduce.py --data $(CORPUS) --results $(CLAIM)
 	$(BIN)python analyze.py correction --ckpt $(FINE_TUNED) --out $(CLAIM)_correction

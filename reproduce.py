@@ -175,9 +175,8 @@ def toward(cold, hot, share):
 
 def tune_all(cfg, rates, judge, target, known):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
-    T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T: what is best at 32 may not be so
-    at 64. On one seed that is then thrown away, and but for what is `known` of an earlier run, see `earlier` -> {"model/path": [{"T",
-    "setting", "nll", "temperature" that gives that entropy, ...}]}."""
+    T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T. On one seed that is then thrown
+    away, but for what is `known` of an earlier run -> {"model/path": [{"T", "setting", "nll", "temperature" of that entropy, ...}]}."""
     found = {curve.name: list(known["paths"].get(curve.name, []) if known else []) for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):

@@ -115,11 +115,11 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
     assert len(stated) > 50 and not set(stated) - known
 
 
-MODELS = {"MDLM": "mdlm", "MDLM continued": "mdlm_more", "control": "masked", "DSL's loss on masked texts alone": "masked", "DSL": "dsl"}
+MODELS = {"MDLM": "mdlm", "MDLM continued": "mdlm_more", "control": "masked", "the control": "masked", "DSL": "dsl"}
 
 
 def value(pair, digits=2):
-    return " ± ".join(f"{x:.{digits}f}" for x in pair).replace("-", "−")
+    return "-" if pair[0] is None else " ± ".join(f"{x:.{digits}f}" for x in pair if x is not None).replace("-", "−")
 
 
 def rows_below(text, header):
@@ -146,7 +146,7 @@ def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json():
     for duel, (at, against, calls, nll, every, js, mauve) in zip(found["duels"], duels, strict=True):
         (_, path, T), ours = duel["other"].split("/"), duel["ours"].rsplit("/", 1)[1]
         assert at == f"T = {ours}" and f"`{path}`" in against and against.endswith(f"T = {T}")
-        assert calls == " : ".join(f"{x:.0f}" for x in duel["nfe"]) and every == ("no", "yes")[duel["every_seed"]]
+        assert calls == " : ".join(f"{x:.0f}" for x in duel["nfe"]) and every == {True: "yes", False: "no", None: "-"}[duel["every_seed"]]
         assert (nll, js, mauve) == (value(duel["nll"]), value(duel["js_4"], 3), value(duel["mauve"]))
 
 
