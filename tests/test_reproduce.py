@@ -163,7 +163,7 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
         reproduce.main(parse_args(["--cell", "dsl/posterior/8"]))
 
 
-def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path, monkeypatch):
+def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path):
     cfg, ran = toy
     earlier, flags = tmp_path / "earlier.json", ["--data", "toy", "--workers", "1", "--tuning", str(tmp_path / "earlier.json")]
     for text in ("", "{", "{}", "[]", json.dumps({"learning_rates": {}, "paths": {}, "judge": ""})):
@@ -179,7 +179,7 @@ def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path, monkeypatch
         parse_args(["--tuning", "results/claim_tuning.json"])  # claim.json would be overwritten
 
     def tried():
-        return {path for path in (tmp_path / "out" / "reproduce" / "samples_tuning").rglob("*.jsonl")}
+        return set((tmp_path / "out" / "reproduce" / "samples_tuning").rglob("*.jsonl"))
 
     reproduce.main(cfg)
     found, before = json.loads((tmp_path / "results" / "claim_tuning.json").read_text()), tried()
