@@ -198,6 +198,9 @@ def tune_all(cfg, rates, judge, target, known):
         if wanted and known and known["judge"] != judge.key:
             raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and was judged by another judge "
                           "than is here, so that its NLLs and new ones do not compare: run this without --tuning")
+        if wanted and known:  # else all rates have been tried
+            names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE}
+            train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in names})
         for number in range(1, TRIES + 1):
             plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
             sample_all(cfg, tasks_of(plan), f"tuning {what}, try {number} of {TRIES}")
@@ -267,7 +270,7 @@ def claim(cfg, rates, known):
     """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
     tuning = tune_all(cfg, rates, judge, target[0], known)
-    save_json(f"{cfg.results}_tuning.json", judge=judge.key, learning_rates=rates, paths=tuning)
+    save_json(f"{cfg.results}_tuning.json", judge=known.get("judge", judge.key), learning_rates=rates, paths=tuning)
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     pairs = opponents(point, ours, cfg.steps, judge.context)
@@ -296,38 +299,39 @@ def again(cfg):
     if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
-    plan, model, scale = trainings(cfg, stored["learning_rates"]), name.split("/")[0], SCALES[cfg.scale]
-    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model, *(f"{model}-{seed}" for seed in scale.seeds))})
-    judge, *_ = prepare(cfg)
-    cfg, entropy_of_data = replace(cfg, **{key: tuple(stored["config"][key]) for key in ("paths", "calls")}), stored["data"]["entropy"][0]
+    cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")})  # a younger flag was empty
+    plan, model = trainings(cfg, stored["learning_rates"], cfg.training_seeds), name.split("/")[0]
+    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model) or key.startswith(f"{model}-")})
+    (judge, *_), entropy_of_data = prepare(cfg), stored["data"]["entropy"][0]
     (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
     value = at_entropy(c["nll"], c["entropy"], entropy_of_data)
     published = cell(stored["cells"][cfg.cell]["nll"])
     print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}, of which by texts alone "
-          f"{stored['cells'][cfg.cell].get('text_stderr', math.nan):.3f}; {c['nfe'].mean():.1f} calls")
+          f"{stored['cells'][cfg.cell].get('text_stderr') or math.nan:.3f}; {c['nfe'].mean():.1f} calls")
 
 
 def main(cfg):
     known = earlier(cfg)
     rates = known.get("learning_rates", {})
-    plan, scale = trainings(cfg, rates), SCALES[cfg.scale]
+    plan, scale = trainings(cfg, rates, cfg.training_seeds), SCALES[cfg.scale]
     meta, length = load_meta(cfg.data, cfg.data_dir), train_args(plan["ar"]).length  # what is missing should be known first
     if meta["val"]["tokens"] < (needed := scale.duel_texts * length):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
-    number = len(plan) + (0 if rates else len(WAYS) * len(scale.seeds))
-    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {scale.texts} "
-          f"texts in a cell, {scale.late_texts} where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+    number = len(plan) + (0 if rates else len(WAYS) * len(cfg.training_seeds))
+    texts, late = (n * len(cfg.training_seeds) // len(scale.seeds) for n in (scale.texts, scale.late_texts))
+    print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {texts} texts in a cell, {late} "
+          f"where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
-                     *[f"and each way at the best of its rates, seeds {scale.seeds}"] * (not rates), sep="\n")
+                     *[f"and each way at the best of its rates, seeds {cfg.training_seeds}"] * (not rates), sep="\n")
     if cfg.cell:
         return again(cfg)
     pyplot()
     found = train_all(cfg, plan)
     rates = rates or best_rates(cfg, found)
     print(f"learning rates {rates}, of {scale.lrs}", flush=True)
-    found |= train_all(cfg, trainings(cfg, rates))
+    found |= train_all(cfg, trainings(cfg, rates, cfg.training_seeds))
     save_json(f"{cfg.results}_training.json", learning_rates=rates, trainings=found)
     os.makedirs(f"{cfg.results}_logs", exist_ok=True)
     for name in found:

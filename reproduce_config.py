@@ -28,6 +28,7 @@ class Config:
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
+    seeds: tuple[int, ...] = arg((), "only these training seeds, two or more of those of the scale, each with as many texts. Empty: all")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
@@ -36,6 +37,8 @@ class Config:
             raise ValueError("--workers cannot be negative")
         if self.calls and not {4, 16} <= set(self.calls) <= set(SCALES[self.scale].steps):
             raise ValueError(f"--calls are 4, 16 (the claim compares T with 4 T) and more of {SCALES[self.scale].steps}")
+        if self.seeds and (len(set(self.seeds)) < 2 or not set(self.seeds) <= set(SCALES[self.scale].seeds)):
+            raise ValueError(f"--seeds are two (errors are over seeds) or more of {SCALES[self.scale].seeds}")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
         if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
@@ -47,6 +50,10 @@ class Config:
     def steps(self):
         """T of the cells."""
         return tuple(sorted(set(self.calls))) or SCALES[self.scale].steps
+
+    @property
+    def training_seeds(self):
+        return tuple(sorted(set(self.seeds))) or SCALES[self.scale].seeds
 
     @property
     def curves(self):
@@ -122,18 +129,18 @@ CURVES += [Curve("masked", "remdm", [{}], PUBLISHED), *(Curve("masked", path, SH
 CURVES += [Curve("dsl", path, grid) for path, grid in DSL_ONLY.items()]
 
 
-def trainings(cfg, best=None):
-    """Folder -> flags of train.py, in order: with the learning rates to choose from or, once `best` {model: rate} is known, with that."""
+def trainings(cfg, best=None, seeds=(0,)):
+    """Folder -> flags of train.py, in order: with the learning rates to choose from, on the thrown-away seed, or, once `best` {model: rate}
+    is known, with that and these `seeds`."""
     scale = SCALES[cfg.scale]
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
     start = ["--init_from", f"{cfg.out_dir}/mdlm/ckpt.pt", "--max_steps", str(scale.tune)]
     plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr],
             "judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
             "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    for model, rates in scale.lrs.items():
-        plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)]
-                 for lr in rates if not best or lr == best[model]}
-    for seed, model in itertools.product(scale.seeds, WAYS) if best else ():
+    for model, rates in scale.lrs.items() if not best else ():
+        plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)] for lr in rates}
+    for seed, model in itertools.product(seeds, WAYS) if best else ():
         plan[f"{model}-{seed}"] = [*WAYS[model], *start, "--lr", best[model], "--seed", str(seed)]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
@@ -216,7 +223,7 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
             temperature = (better or {}).get((curve.name, T), temperature)
             each = (texts or (scale.texts if 2 * T <= length else scale.late_texts)) // (2 * len(scale.seeds))
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, each, tag)
-                                   for seed in scale.seeds for factor in AROUND]
+                                   for seed in cfg.training_seeds for factor in AROUND]
     return plan
 
 

@@ -27,7 +27,8 @@ from validate import own_loss
 
 
 def test_all_ways_of_going_on_get_the_same_training():
-    plan = trainings(parse_args([]), {"mdlm_more": "1e-3", "masked": "4e-3", "dsl": "2e-3"})
+    cfg = parse_args([])
+    plan = trainings(cfg, {"mdlm_more": "1e-3", "masked": "4e-3", "dsl": "2e-3"}, cfg.training_seeds)
     for seed in SCALES["cpu"].seeds:
         ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
         assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
@@ -147,12 +148,15 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert len(ran) == TRAININGS and again["cells"] == found["cells"] and again["duels"] == found["duels"]
     assert capsys.readouterr().out.count("== training") == 0 < published.count("== training") == TRAININGS
 
-    reproduce.main(parse_args("--data toy --calls 16 4 --paths remdm --results results/fewer".split()))
+    reproduce.main(parse_args("--data toy --calls 16 4 --paths remdm --seeds 2 0 --results results/fewer".split()))
     fewer = json.loads((tmp_path / "results" / "fewer.json").read_text())
     assert {"dsl/remdm/4", "masked/remdm/16", "ar/ar/16"} < fewer["cells"].keys() and len(ran) == TRAININGS
     assert not {key for key in fewer["cells"] if key.endswith("/8") or "posterior" in key} and fewer["best_path"] == "dsl/remdm"
-    with pytest.raises(SystemExit):
-        parse_args(["--calls", "4", "8"])  # nothing has four times the calls of another
+    assert [fewer["cells"][key]["nll_by_seed"] for key in ("dsl/remdm/16", "masked/remdm/16")] == [
+        found["cells"][key]["nll_by_seed"][::2] for key in ("dsl/remdm/16", "masked/remdm/16")]  # of the same texts
+    for bad in ("--calls 4 8", "--seeds 0", "--seeds 0 0", "--seeds 0 3"):  # nothing has 4 times the calls of another; no errors; no such
+        with pytest.raises(SystemExit):
+            parse_args(bad.split())
 
     reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/8"]))
     assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == TRAININGS
@@ -183,10 +187,12 @@ def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path):
 
     reproduce.main(cfg)
     found, before = json.loads((tmp_path / "results" / "claim_tuning.json").read_text()), tried()
+    for ckpt in (tmp_path / "out" / "reproduce").glob("*-lr*/ckpt.pt"):
+        shutil.rmtree(ckpt.parent)  # of the thrown-away seed: asked for only where something is to be tuned
     earlier.write_text(json.dumps({**found, "judge": "of another machine"}))
     reproduce.main(parse_args([*flags, "--results", "results/again"]))
     again = json.loads((tmp_path / "results" / "again_tuning.json").read_text())
-    assert again["paths"] == found["paths"] and tried() == before and len(ran) == TRAININGS
+    assert again == {**again, "paths": found["paths"], "judge": "of another machine"} and tried() == before and len(ran) == TRAININGS
     grid = reproduce_config.CURVES[-1].grid
     grid.append({"R": 8, "top_p": 1.0})
     with pytest.raises(Problem, match="lacks settings, dsl/posterior with .*'R': 8.* another judge"):
@@ -196,7 +202,7 @@ def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path):
     more = json.loads((tmp_path / "results" / "more_tuning.json").read_text())["paths"]
     assert tried() > before and all("R8" in path.name and "posterior" in path.parts for path in tried() - before)
     assert [e for e in more["dsl/posterior"] if e["setting"]["R"] != 8] == found["paths"]["dsl/posterior"]
-    assert {**more, "dsl/posterior": 0} == {**found["paths"], "dsl/posterior": 0} and len(ran) == TRAININGS
+    assert {**more, "dsl/posterior": 0} == {**found["paths"], "dsl/posterior": 0} and len(ran) == TRAININGS + 1
 
 
 def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path):
@@ -273,7 +279,7 @@ def test_workers_write_what_one_process_writes(toy, tmp_path, monkeypatch):
 def test_a_cell_that_misses_the_entropy_is_drawn_anew(toy):
     """At temperature 3 all is more varied than the data; the second draw is nearer, and the texts that are kept are its own."""
     cfg, _ = toy
-    reproduce.train_all(cfg, trainings(cfg, dict.fromkeys(reproduce_config.WAYS, "1e-3")))
+    reproduce.train_all(cfg, trainings(cfg, dict.fromkeys(reproduce_config.WAYS, "1e-3"), cfg.training_seeds))
     judge, *_, (target, _) = reproduce.prepare(cfg)
     entry = {"setting": {}, "nll": 2.0}
     tuning = {c.name: [{"T": 8, "temperature": 3.0, **entry}] for c in cfg.curves}
