@@ -63,7 +63,7 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
 # The paper's claim, three to four hours on two fast cores, and what it hangs on, some more: on English prose where TEXT names some (.txt, .md or .jsonl,
-# also .gz or .xz), else on pydocs. With FEW=1 only the paths and T that decide it, three seeds, the rates and settings
+# also .gz or .xz), else on pydocs. With FEW=1, in one hour to two and a half, only the paths and T that decide it, three seeds, the rates and settings
 # that were chosen on English prose (results/claim_tuning.json), and one seed's analyses. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)

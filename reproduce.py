@@ -173,6 +173,15 @@ def toward(cold, hot, share):
     return cold * (hot / cold) ** (0.5 if math.isnan(share) else min(2.0, max(-1.0, share)))
 
 
+def train_to_tune(cfg, wanted, rates, judge, known):
+    """Train the models of the thrown-away seed that settings which --tuning lacks are tried on. Raises Problem if it had another judge."""
+    if known["judge"] != judge.key:
+        raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and was judged by another judge "
+                      "than is here, so that its NLLs and new ones do not compare: run this without --tuning")
+    names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE}
+    train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in names})
+
+
 def tune_all(cfg, rates, judge, target, known):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
     T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T. On one seed that is then thrown
@@ -195,12 +204,8 @@ def tune_all(cfg, rates, judge, target, known):
         """Sample `wanted`, a list of (curve, T, setting, two temperatures), again where the data's entropy lay outside of those of its two
         temperatures, and keep what came out last: an NLL that is read far beyond them would be chosen for its error."""
         wanted = [w for w in wanted if not any((e["T"], e["setting"]) == w[1:3] for e in found[w[0].name])]
-        if wanted and known and known["judge"] != judge.key:
-            raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and was judged by another judge "
-                          "than is here, so that its NLLs and new ones do not compare: run this without --tuning")
-        if wanted and known:  # else all rates have been tried
-            names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE}
-            train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in names})
+        if wanted and known:
+            train_to_tune(cfg, wanted, rates, judge, known)
         for number in range(1, TRIES + 1):
             plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
             sample_all(cfg, tasks_of(plan), f"tuning {what}, try {number} of {TRIES}")
