@@ -17,7 +17,7 @@ test: .venv/tested
 # Train in steps that end: an interrupted demo goes on where its last checkpoint stands, a finished one is left alone.
 .PHONY: out/demo/ckpt.pt
 out/demo/ckpt.pt: data/pydocs/meta.json
-	@echo "== 3/4 training the demo model into out/demo (five to nine minutes on two cores)"
+	@echo "== 3/4 training the demo model into out/demo (five to fourteen minutes on two cores)"
 	$(BIN)python train.py --preset demo $(if $(wildcard out/demo/ckpt.pt),--resume)
 
 data/pydocs/meta.json: .venv/installed
