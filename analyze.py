@@ -7,9 +7,11 @@
 
 What each of them measures stands in the docstring of its function in probes.py. Every model sees the same windows, the same errors and
 the same masks; --seed draws others. Standard errors are over windows, of one training run each: they say nothing about other runs.
-Checkpoints whose trainings differ in --seed alone are told as one, with errors over the seeds; the figure shows the first of them.
+Checkpoints whose trainings differ in --seed alone are told as one, with errors over the seeds; the figure shows the first of them. Those
+that go on from a checkpoint of their own seed, out/mdlm-3/ckpt.pt with --seed 3, count as such.
 """
 
+import re
 import time
 from dataclasses import asdict, dataclass
 
@@ -79,8 +81,9 @@ def load(cfg):
         about = {"ckpt": path, "objective": training["objective"], "sha256": sha256(path),
                  **{name: ckpt[name] for name in ("command", "commit", "step")}}
         loaded.append((model, about, must_agree))
-        but_seed = str({name: value for name, value in training.items() if name not in ("seed", "out_dir", "resume")})
-        alike.setdefault(but_seed, []).append(len(loaded) - 1)
+        start = re.sub(rf"-{training.get('seed')}(/[^/]*)$", r"\1", training.get("init_from", ""))
+        but_seed = {name: value for name, value in training.items() if name not in ("seed", "out_dir", "resume")} | {"init_from": start}
+        alike.setdefault(str(but_seed), []).append(len(loaded) - 1)
         for what, value in must_agree.items():
             if value != loaded[0][2][what]:
                 raise Problem(f"{cfg.ckpt[0]} and {path} differ in {what}, {loaded[0][2][what]} and {value}: "

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from config import Problem, run
 from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, WAYS
-from reproduce_config import best_path, beyond, cells, earlier, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
+from reproduce_config import best_path, beyond, cells, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -178,7 +178,7 @@ def train_to_tune(cfg, wanted, rates, judge, known):
     if known["judge"] != judge.key:
         raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and was judged by another judge "
                       "than is here, so that its NLLs and new ones do not compare: run this without --tuning")
-    names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE}
+    names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE} | {mdlm_of(cfg, THROWN_AWAY)}
     train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in names})
 
 
@@ -304,9 +304,10 @@ def again(cfg):
     if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
-    cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")})  # a younger flag was empty
+    cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")},  # a younger flag was empty
+                  mdlm_per_seed=stored["config"].get("mdlm_per_seed", False))
     plan, model = trainings(cfg, stored["learning_rates"], cfg.training_seeds), name.split("/")[0]
-    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model) or key.startswith(f"{model}-")})
+    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model) or key.startswith(("mdlm-", f"{model}-"))})
     (judge, *_), entropy_of_data = prepare(cfg), stored["data"]["entropy"][0]
     (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
     value = at_entropy(c["nll"], c["entropy"], entropy_of_data)
@@ -323,7 +324,7 @@ def main(cfg):
     if meta["val"]["tokens"] < (needed := scale.duel_texts * length):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
-    number = len(plan) + (0 if rates else len(WAYS) * len(cfg.training_seeds))
+    number = len(plan | trainings(cfg, rates or dict.fromkeys(WAYS, ""), cfg.training_seeds))
     texts, late = (n * len(cfg.training_seeds) // len(scale.seeds) for n in (scale.texts, scale.late_texts))
     print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {texts} texts in a cell, {late} "
           f"where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)

@@ -29,6 +29,7 @@ class Config:
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
     seeds: tuple[int, ...] = arg((), "only these training seeds, two or more of those of the scale, each with as many texts. Empty: all")
+    mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
@@ -118,7 +119,7 @@ RANKED = ("posterior", "soft", "recorded")  # paths that have a gamma
 GAMMAS = (0.5, 1.0, 4.0, 8.0, 16.0)  # beside the sampler's own, 2
 AT = 32  # T at which all settings are tried; R = 32 remasks all there that r_max allows
 PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
-ALONE = ("ar", "mdlm")  # one training each, sampled with every seed
+ALONE = ("ar", "mdlm")  # one training each, sampled with every seed; but see mdlm_of
 CURVES = [Curve("ar", "ar", NUCLEUS), Curve("mdlm", "mdlm", NUCLEUS), Curve("mdlm", "remdm", [{}], PUBLISHED),
           Curve("mdlm", "recorded", REMASK)]
 for who in ("mdlm_more", "dsl"):
@@ -129,19 +130,25 @@ CURVES += [Curve("masked", "remdm", [{}], PUBLISHED), *(Curve("masked", path, SH
 CURVES += [Curve("dsl", path, grid) for path, grid in DSL_ONLY.items()]
 
 
+def mdlm_of(cfg, seed):
+    """The folder of the MDLM that training seed `seed` goes on from."""
+    return f"mdlm-{seed}" if cfg.mdlm_per_seed else "mdlm"
+
+
 def trainings(cfg, best=None, seeds=(0,)):
     """Folder -> flags of train.py, in order: with the learning rates to choose from, on the thrown-away seed, or, once `best` {model: rate}
     is known, with that and these `seeds`."""
-    scale = SCALES[cfg.scale]
+    scale, seeds = SCALES[cfg.scale], seeds if best else (THROWN_AWAY,)
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
-    start = ["--init_from", f"{cfg.out_dir}/mdlm/ckpt.pt", "--max_steps", str(scale.tune)]
-    plan = {"mdlm": ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr],
-            "judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
-            "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    for model, rates in scale.lrs.items() if not best else ():
-        plan |= {f"{model}-lr{lr}": [*WAYS[model], *start, "--lr", lr, "--seed", str(THROWN_AWAY)] for lr in rates}
-    for seed, model in itertools.product(seeds, WAYS) if best else ():
-        plan[f"{model}-{seed}"] = [*WAYS[model], *start, "--lr", best[model], "--seed", str(seed)]
+    plan = {mdlm_of(cfg, seed): ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr,
+                                 "--seed", str(seed if cfg.mdlm_per_seed else 0)] for seed in seeds}
+    plan |= {"judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
+             "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
+    for seed, model in itertools.product(seeds, WAYS):
+        for lr in (best[model],) if best else scale.lrs[model]:
+            plan[f"{model}-{seed}" if best else f"{model}-lr{lr}"] = [
+                *WAYS[model], "--init_from", f"{cfg.out_dir}/{mdlm_of(cfg, seed)}/ckpt.pt", "--max_steps", str(scale.tune),
+                "--lr", lr, "--seed", str(seed)]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
@@ -176,7 +183,7 @@ def flags(curve, setting, T):
 
 def sampling(cfg, curve, seed, T, temperature, setting, texts, tag=""):
     """The command line of sampler.py for the texts of one training seed at one temperature."""
-    folder = curve.model if curve.model in ALONE else f"{curve.model}-{seed}"
+    folder = {"ar": "ar", "mdlm": mdlm_of(cfg, seed)}.get(curve.model, f"{curve.model}-{seed}")
     steps = train_args(trainings(cfg)["ar"]).length if curve.path == "ar" else T  # no choice there
     name = "-".join(f"{key}{value:g}" if isinstance(value, float | int) else value for key, value in setting.items())
     out = f"{cfg.out_dir}/samples{tag}/{curve.model}/{curve.path}/{T}-{seed}-{temperature:.3f}-{name}.jsonl"

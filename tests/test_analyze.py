@@ -6,6 +6,7 @@ The odds of a false alarm of a comparison within Z standard errors: see toys.py;
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 
@@ -229,6 +230,17 @@ def test_training_seeds_of_one_model_are_told_as_one(cfg, tmp_path, capsys):
         assert a != b and pick(mean) == pytest.approx([(a + b) / 2, abs(a - b) / 2])  # of two, sd / sqrt(2) is half their distance
         curves = ["curve" in json.dumps(m) or "reliability" in json.dumps(m) for m in models]
         assert what == "bounds" or curves == [True, False, True]
+
+
+def test_seeds_that_go_on_from_a_checkpoint_of_their_own_seed_are_told_as_one(cfg):
+    trained(cfg, "mdlm")
+    for seed in (1, 2):
+        shutil.copytree(f"{cfg.out_dir}/mdlm", f"{cfg.out_dir}/mdlm-{seed}")
+    for folder, seed, start in (("a", 1, "mdlm-1"), ("b", 2, "mdlm-2"), ("c", 1, "mdlm-2")):
+        train.main(replace(cfg, seed=seed, max_steps=1, out_dir=f"{cfg.out_dir}/{folder}", init_from=f"{cfg.out_dir}/{start}/ckpt.pt"))
+    ckpts = [f"{cfg.out_dir}/{folder}/ckpt.pt" for folder in "abc"]
+    *_, alike = analyze.load(analyze.parse_args(["bounds", "--ckpt", *ckpts, "--data_dir", cfg.data_dir, "--num_windows", "250"]))
+    assert alike == [[f"DSL {ckpts[0]}", f"DSL {ckpts[1]}"], [f"DSL {ckpts[2]}"]]
 
 
 def test_bits_of_sequences_between_two_eos_are_per_byte_of_their_text(cfg, tmp_path):

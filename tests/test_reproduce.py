@@ -38,6 +38,23 @@ def test_all_ways_of_going_on_get_the_same_training():
     assert len({argv[argv.index("--out_dir") + 1] for argv in plan.values()}) == len(plan)
 
 
+def test_each_seed_goes_on_from_an_mdlm_of_its_own_where_that_is_asked_for():
+    cfg = parse_args("--mdlm_per_seed --seeds 0 3 --out_dir out/own".split())
+    plan = trainings(cfg, dict.fromkeys(reproduce_config.WAYS, "1e-3"), cfg.training_seeds)
+    assert list(plan)[:4] == ["mdlm-0", "mdlm-3", "judge", "ar"] and len(plan) == 4 + 2 * 3 and list(trainings(cfg))[0] == "mdlm-9"
+    first, other = (vars(train_args(plan[f"mdlm-{seed}"])) for seed in (0, 3))
+    alone = vars(train_args(trainings(parse_args([]))["mdlm"]))
+    assert {name for name in first if first[name] != other[name]} == {"seed", "out_dir"}
+    assert {name for name in first if first[name] != alone[name]} == {"out_dir"}  # seed 0 is the claim's own MDLM
+    for name, argv in plan.items():
+        seed = name.split("-")[-1]
+        assert name in ("judge", "ar") or train_args(argv).seed == int(seed)
+        assert ("--init_from" in argv) == (f"out/own/mdlm-{seed}/ckpt.pt" in argv) == name.startswith(("dsl", "masked", "mdlm_more"))
+    folders = [sampler_args(sampling(cfg, Curve(model, "remdm", []), seed, 8, 1.0, {}, 2)).ckpt
+               for model in ("mdlm", "dsl", "ar") for seed in (0, 3)]
+    assert folders == [f"out/own/{name}/ckpt.pt" for name in ("mdlm-0", "mdlm-3", "dsl-0", "dsl-3", "ar", "ar")]
+
+
 @pytest.mark.parametrize("flags", ["", "--endpoint 0.25 --snr_median 2 --snr_sigma 0.5", "--endpoint 1"])
 def test_own_loss_weighs_every_snr_as_training_draws_it(flags):
     """64,000 tokens whose loss depends on the bin of their SNR, between 0 and 2.3: their mean is known to .003, and .015 is 5 of that."""
@@ -208,6 +225,21 @@ def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path):
     assert tried() > before and all("R8" in path.name and "posterior" in path.parts for path in tried() - before)
     assert [e for e in more["dsl/posterior"] if e["setting"]["R"] != 8] == found["paths"]["dsl/posterior"]
     assert {**more, "dsl/posterior": 0} == {**found["paths"], "dsl/posterior": 0} and len(ran) == TRAININGS + 1
+
+
+def test_the_whole_with_an_mdlm_for_each_seed(toy, tmp_path):
+    """Its six trainings of the grid go on from the thrown-away seed's MDLM; a cell drawn anew asks for those of its own model alone."""
+    _, ran = toy
+    reproduce_config.CURVES.append(Curve("mdlm", "remdm", [{}], {"top_p": 0.9}))
+    flags = "--data toy --workers 1 --out_dir out/own --results results/own".split()
+    reproduce.main(parse_args([*flags, "--mdlm_per_seed", "--seeds", "0", "2", "--calls", "4", "16", "--paths", "remdm"]))
+    started = [(args.out_dir.split("/")[-1], args.init_from.split("/")[-2:][0]) for args in (train_args(command[2:]) for command in ran)]
+    assert len(ran) == 3 + 3 * 2 + 2 + 2 * 3 and {start for name, start in started if "-lr" in name} == {"mdlm-9"}
+    assert {start for name, start in started if name.endswith("-2") and name != "mdlm-2"} == {"mdlm-2"}
+    for name in ("mdlm-2", "dsl-0"):
+        shutil.rmtree(tmp_path / "out" / "own" / name)
+    reproduce.main(parse_args([*flags, "--cell", "mdlm/remdm/16"]))
+    assert len(ran) == 17 + 1 and "mdlm-2" in ran[-1][ran[-1].index("--out_dir") + 1]
 
 
 def test_a_training_that_fails_stops_everything_with_one_sentence(toy, tmp_path):
