@@ -3,7 +3,8 @@
 A cell (model/path, T) holds arrays (S, 2, n): S training seeds, two temperatures, n texts each. Low NLL at low entropy is repetition, so
 every cell is read at the entropy of the data, along the line through its two temperatures. Errors are bootstrapped over training seeds
 and texts within them, which sees the texts' noise twice and S seeds as too alike: it is sqrt(2 - 1/S) of the true error where only texts
-differ, sqrt(1 - 1/S) where only seeds do. So each seed's own value, and the error by texts alone, are kept beside it.
+differ, sqrt(1 - 1/S) where only seeds do. So each seed's own value, and the error by texts alone, are kept beside it. Where models of
+one seed have more in common than their number, an MDLM from which they go on, they are `paired`: a resample draws the same seeds of all.
 """
 
 import itertools
@@ -41,11 +42,12 @@ def by_seed(c, target):
     return [at_entropy(c["nll"][s : s + 1], c["entropy"][s : s + 1], target) for s in range(len(c["nll"]))]
 
 
-def resampled(shape, key, replicate, seeds=True):
+def resampled(shape, key, replicate, seeds=True, paired=False):
     """Indices that draw training seeds, or keep them all, and texts within each, with replacement: the same texts of both temperatures,
-    which were drawn with the same random numbers. Cells of one model share the draw of the seeds."""
+    which were drawn with the same random numbers. Cells of one model, or of all if `paired`, share the draw of the seeds."""
     S, _, n = shape
-    by_model, by_cell = (np.random.default_rng([replicate, zlib.crc32(of.encode())]) for of in (key[0].split("/")[0], str(key)))
+    alike = "" if paired else key[0].split("/")[0]
+    by_model, by_cell = (np.random.default_rng([replicate, zlib.crc32(of.encode())]) for of in (alike, str(key)))
     drawn = by_model.integers(S, size=S) if seeds else np.arange(S)
     return drawn[:, None, None], np.array([0, 1])[None, :, None], by_cell.integers(n, size=(S, 1, n))
 
@@ -56,12 +58,12 @@ def spread(draws):
     return float(draws.std()) if len(draws) > REPLICATES / 2 else math.nan
 
 
-def bootstrap(cells, target, seeds=True):
+def bootstrap(cells, target, seeds=True, paired=False):
     """{key: {"nll", "entropy", "nfe"}} -> {key: matched NLL in REPLICATES resamples (nan where it cannot be matched)} of training seeds and
     texts or, without `seeds`, of texts alone."""
     out = {}
     for key, c in cells.items():
-        draws = [resampled(c["nll"].shape, key, b, seeds) for b in range(REPLICATES)]
+        draws = [resampled(c["nll"].shape, key, b, seeds, paired) for b in range(REPLICATES)]
         out[key] = np.array([at_entropy(c["nll"][at], c["entropy"][at], target) for at in draws])
     return out
 
@@ -94,11 +96,12 @@ def ratios(values, nfe, ours, names, at, steps):
     return [calls_to_reach(curve, values[ours, T]) / nfe[ours, T] for T in at]
 
 
-def ratio_report(point, boot, nfe, ours, names, at, steps):
+def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T but the first, at which it
     cannot fall below 1. Infinity is "more than the longest run": it counts as what that run would give, and `censored` says how often that
     was; `floored` how often the baseline's shortest run was good enough already, so that it might have needed fewer calls, or was better
-    than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks."""
+    than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks.
+    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed`."""
     longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)
     shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
@@ -116,6 +119,8 @@ def ratio_report(point, boot, nfe, ours, names, at, steps):
                 "floored": float((draws < 1.01 * floor).mean())}
 
     each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
+    for i, T in enumerate(at) if seeds else ():
+        each[T]["by_seed"] = [float(min(ratios(values, nfe, ours, names, [T], steps)[0], cap[i])) for values in seeds]
     means = np.exp(np.log(np.minimum(whole, cap[seen])).mean(1)) if len(whole) > REPLICATES / 2 else [math.nan]
     low, high = np.percentile(means, [2.5, 97.5])
     asked = itertools.chain(((ours, T) for T in at), itertools.product(names, steps))
@@ -135,17 +140,18 @@ def describe(c, target, references, of_references):
             **{f"js_{n}": list(ngram_js(c["texts"], references, n)) for n in (1, 2, 3, 4)}}
 
 
-def difference(a, b):
-    """Mean difference of independent values, one of each training seed, and the half-width of its 95% interval by Student's t with S - 1
-    degrees of freedom: with six seeds 2.6 standard errors, with three 4.3."""
+def difference(a, b, paired=False):
+    """Mean difference of values, one of each training seed and independent but if `paired`, and the half-width of its 95% interval by
+    Student's t with S - 1 degrees of freedom: with six seeds 2.6 standard errors, with three 4.3."""
     a, b = np.array(a), np.array(b)
-    return [float(a.mean() - b.mean()), T_95[len(a)] * float((a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)) ** 0.5)]
+    variance = (a - b).var(ddof=1) if paired else a.var(ddof=1) + b.var(ddof=1)
+    return [float(a.mean() - b.mean()), T_95[len(a)] * float((variance / len(a)) ** 0.5)]
 
 
-def duel(table, cells, pair, references, of_references):
+def duel(table, cells, pair, references, of_references, paired=False):
     """One cell against another -> differences (ours - other) of NLL at the data's entropy, of 4-gram JS (of both less is better) and of
-    MAUVE, each with the half-width of its 95% interval over training seeds; and whether each seed of ours beats all of the other's (None
-    where one of them could not be matched)."""
+    MAUVE, each with the half-width of its 95% interval over training seeds; and whether each seed of ours beats all of the other's or, if
+    `paired`, its own (None where one of them could not be matched)."""
     a, b = (table[key] for key in pair)
 
     def each(key):
@@ -155,11 +161,11 @@ def duel(table, cells, pair, references, of_references):
                 "js_4": [ngram_js(c["texts"][part], references[:n], 4)[0] for part in parts]}
 
     mine, theirs = map(each, pair)
-    worst, best = np.max(a["nll_by_seed"]), np.min(b["nll_by_seed"])  # nan if one of them is
+    gaps = np.subtract(a["nll_by_seed"], b["nll_by_seed"]) if paired else np.subtract.outer(a["nll_by_seed"], b["nll_by_seed"])
     return {"ours": f"{pair[0][0]}/{pair[0][1]}", "other": f"{pair[1][0]}/{pair[1][1]}", "nfe": [a["nfe"], b["nfe"]],
-            "nll": difference(a["nll_by_seed"], b["nll_by_seed"]), "entropy": [a["entropy"][0], b["entropy"][0]],
-            "every_seed": None if math.isnan(worst - best) else bool(worst < best),
-            **{what: difference(mine[what], theirs[what]) for what in mine}, "num_samples": [a["num_samples"], b["num_samples"]]}
+            "nll": difference(a["nll_by_seed"], b["nll_by_seed"], paired), "entropy": [a["entropy"][0], b["entropy"][0]],
+            "every_seed": None if np.isnan(gaps).any() else bool((gaps < 0).all()),
+            **{what: difference(mine[what], theirs[what], paired) for what in mine}, "num_samples": [a["num_samples"], b["num_samples"]]}
 
 
 def of_model(cells, model):
@@ -178,30 +184,32 @@ def opponents(point, ours, steps, length):
     return best + [((ours, T), (f"{BASELINE}/{PUBLISHED}", 8 * T)) for T in at if 8 * T in steps]
 
 
-def compare_all(cells, pairs, steps, length, target, references, of_references):
+def compare_all(cells, pairs, steps, length, target, references, of_references, paired=False):
     """All cells {(model/path, T): {"nll", "entropy", "nfe": (S, 2, n), "features", "texts"}} and the `pairs` of `opponents` -> {"cells",
     "against_best", "against_published", "published_against_published" (the paper's literal claim), "same_rule", "controls" (these four
     against another model), "duels"}. `references` are at least as many real texts as a cell has, `of_references` their features."""
-    boot, by_texts, table = bootstrap(cells, target), bootstrap(cells, target, seeds=False), {}
+    boot, by_texts, table = bootstrap(cells, target, paired=paired), bootstrap(cells, target, seeds=False), {}
     for key, c in cells.items():
         n = c["nll"].size
         table[key] = {"nll": [at_entropy(c["nll"], c["entropy"], target), spread(boot[key])], "text_stderr": spread(by_texts[key]),
                       **describe(c, target, references[:n], of_references[:n])}
     point, nfe = {key: row["nll"][0] for key, row in table.items()}, {key: row["nfe"] for key, row in table.items()}
     at, ours = [T for T in steps if T <= length / 4], pairs[0][0][0]
+    seeds = [dict(zip(table, values)) for values in zip(*(row["nll_by_seed"] for row in table.values()))] if paired else ()
 
     def against(model):
         names = of_model(cells, model)
         same = {name.split("/")[1]: {T: [point[mine, T] - point[name, T], spread(boot[mine, T] - boot[name, T])] for T in steps}
                 for name in names for mine in [name.replace(model, "dsl")]}
-        return {"against_best": ratio_report(point, boot, nfe, ours, names, at, steps),
-                "against_published": ratio_report(point, boot, nfe, ours, [f"{model}/{PUBLISHED}"], at, steps),
-                "published_against_published": ratio_report(point, boot, nfe, f"dsl/{PUBLISHED}", [f"{model}/{PUBLISHED}"], at, steps),
+        return {"against_best": ratio_report(point, boot, nfe, ours, names, at, steps, seeds),
+                "against_published": ratio_report(point, boot, nfe, ours, [f"{model}/{PUBLISHED}"], at, steps, seeds),
+                "published_against_published": ratio_report(point, boot, nfe, f"dsl/{PUBLISHED}", [f"{model}/{PUBLISHED}"], at, steps,
+                                                            seeds),
                 "same_rule": same}
 
     others = {model: against(model) for model in CONTROLS if of_model(cells, model)}
     return {"best_path": ours, **against(BASELINE), "controls": others,
-            "duels": [duel(table, cells, pair, references, of_references) for pair in pairs],
+            "duels": [duel(table, cells, pair, references, of_references, paired) for pair in pairs],
             "cells": {f"{name}/{T}": row for (name, T), row in table.items()}}
 
 

@@ -1,8 +1,9 @@
 """Paths: rules that name the next SNR of every token. A rule is a function (state, j, T) -> target SNR (B, L) for step j of T.
 
 What a rule may look at: state.snr and state.x (B, L); state.clean (SNR inf) and state.revealed (clean, but not given as a prompt);
-state.uniform(what) (B, L), fresh numbers for this step; state.best() and state.confidence(), which ask the network; state.recorded, the
-confidence that each token had when it was drawn; state.t_c and state.cfg. Raising an SNR observes, lowering it forgets (sampler.py).
+state.uniform(what) (B, L), fresh numbers for this step, and state.places(what), the same or, by --order, evenly spread; state.best() and
+state.confidence(), which ask the network; state.recorded, the confidence that each token had when it was drawn; state.t_c and state.cfg.
+Raising an SNR observes, lowering it forgets (sampler.py).
 
 The masked-diffusion family shares one schedule: alpha is the share of revealed tokens, time runs from 1 to 0 in T steps. The last
 step reveals all that is left (the published code stops at time 1e-5 and fills by argmax, which differs for one token in 100,000).
@@ -19,9 +20,8 @@ def jump(state, alpha, alpha_next, remask, per_token=None, floor=0.0):
     A revealed token is forgotten with probability remask (or per_token (B, L), of the same mean), down to the SNR `floor`; another is
     revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). Whatever remask is, the revealed share then stays alpha'.
     """
-    u = state.uniform("jump")
-    forgets = state.revealed & (u < (remask if per_token is None else per_token))
-    reveals = ~state.clean & (u < (alpha_next - (1 - remask) * alpha) / (1 - alpha))
+    forgets = state.revealed & (state.uniform("jump") < (remask if per_token is None else per_token))
+    reveals = ~state.clean & (state.places("jump") < (alpha_next - (1 - remask) * alpha) / (1 - alpha))
     return state.snr.masked_fill(forgets, floor).masked_fill(reveals, torch.inf)
 
 
@@ -123,8 +123,8 @@ def confidence(state, j, T):
 
 
 def random(state, j, T):
-    """Random-order autoregression (ROAR)."""
-    return lowest_first(state, j, T, state.uniform("order", once=True))
+    """Random-order autoregression (ROAR). By --order spread it is the order that is random, not how far apart its neighbours lie."""
+    return lowest_first(state, j, T, state.places("order", once=True))
 
 
 def ar(state, j, T):

@@ -61,7 +61,7 @@ def evidence(cfg, model, x):
 
 # ---- correction --------------------------------------------------------------------------------------------------------------
 
-WAYS = {"dsl": ("lookup", "evidence", "sweep"), "mdlm": ("lookup", "sweep")}  # how each kind of model can look at a draft
+WAYS = ("lookup", "evidence", "sweep")  # how a model can look at a draft
 
 
 def correction(cfg, run, windows, meta):
@@ -72,8 +72,9 @@ def correction(cfg, run, windows, meta):
     log p(best) - log p(shown) > tau. tau is 0, plain argmax, or the least that keeps 98% or 99% of the clean tokens of the even-numbered
     windows; that one is judged on the others, and stays 0 where argmax keeps more. `refined` shows the changed text again.
 
-    Ways to look: `lookup`, the draft as clean tokens; `evidence`, at the SNR --evidence_snr; `sweep`, every position masked once in --sweep
-    calls: the control that is fair to MDLM, whose answers at tokens that are shown were never trained.
+    Ways to look: `lookup`, the draft as clean tokens; `evidence`, at the SNR --evidence_snr, for which MDLM was not trained but which may
+    help it too; `sweep`, every position masked once in --sweep calls: the control that is fair to MDLM, whose answers at tokens that are
+    shown were never trained.
     Reported: shares of errors fixed (the truth put in) and of clean tokens kept; AUC of 1 - p(shown) between errors and clean tokens.
     """
     counts, result = torch.bincount(windows.flatten(), minlength=len(run.model.E)).double(), {}
@@ -82,7 +83,7 @@ def correction(cfg, run, windows, meta):
         draft = torch.cat([corrupt(cfg, run.model, kind, x0, n, counts).cpu() for n, x0 in batches(cfg, run.model, windows, name)])
         if (draft == windows).all():
             raise Problem(f"{run.name} makes no error in {len(windows)} windows: raise --corrupt or --num_windows")
-        result[kind] = {way: repair(cfg, run.model, way, draft, windows, f"{name}, {way}") for way in WAYS[run.objective]}
+        result[kind] = {way: repair(cfg, run.model, way, draft, windows, f"{name}, {way}") for way in WAYS}
     return result
 
 
@@ -185,8 +186,8 @@ def calibration(cfg, run, windows, meta):
 
     `truth`: windows with a random-order mask, judged where masked. `own`: a random half of the window is given and the model writes the
     rest by remdm-cap without a nucleus; at T/4, T/2, 3T/4 and T - 1 it is asked about the `masked` positions and about the tokens `shown`,
-    which it wrote itself, by lookup; a DSL model also with those tokens as `evidence`, the given half staying clean: about them, and
-    about the positions masked beside them.
+    which it wrote itself, by lookup; then with those tokens as `evidence`, the given half staying clean: about them, and about the
+    positions masked beside them.
     On `truth` an ECE of chance size is calibration. On `own` it cannot be had: the true token is one of many right answers, and the less
     the given half decides, the more rarely any draft meets it. There it measures how far a model over-trusts what it has written.
     """
@@ -206,7 +207,7 @@ def calibration(cfg, run, windows, meta):
             rows = tokens_of(ask(model, h, hidden, x0), x0, numbers, hidden, state.step)
             found.setdefault("own, masked", []).append(rows[~shown[hidden].cpu()])
             found.setdefault("own, shown", []).append(rows[shown[hidden].cpu()])
-            if run.objective == "dsl" and shown.any():
+            if shown.any():
                 h[shown] = evidence(cfg, model, state.x[shown]).to(h.dtype)
                 rows = tokens_of(ask(model, h, hidden, x0), x0, numbers, hidden, state.step)
                 found.setdefault("own, masked beside evidence", []).append(rows[~shown[hidden].cpu()])

@@ -275,7 +275,8 @@ def claim(cfg, rates, known):
     """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
     tuning = tune_all(cfg, rates, judge, target[0], known)
-    save_json(f"{cfg.results}_tuning.json", judge=known.get("judge", judge.key), learning_rates=rates, paths=tuning)
+    save_json(f"{cfg.results}_tuning.json", judge=known.get("judge", judge.key), learning_rates=rates,
+              paths=known.get("paths", {}) | tuning)
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     pairs = opponents(point, ours, cfg.steps, judge.context)
@@ -283,7 +284,7 @@ def claim(cfg, rates, known):
     more = {key: larger[key] for pair in pairs for key in pair}  # MAUVE wants 1,000 texts
     sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
     found |= arrays(cfg, more, judge)
-    numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features)
+    numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features, cfg.mdlm_per_seed)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
     print(table(*claim_table(numbers, cfg.steps)))

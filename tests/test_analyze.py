@@ -70,7 +70,6 @@ def test_calibration_of_the_exact_denoiser():
     masked, beside = found["own, masked"], found["own, masked beside evidence"]  # the same tokens, with less trust in their neighbours
     assert beside["tokens"] == masked["tokens"] and beside["confidence"][0] < masked["confidence"][0]
     assert beside["ece"][0] < masked["ece"][0]
-    assert "own, shown as evidence" not in calibration(CFG, Run("toy", "mdlm", toy, {}), x0[:100], BYTES)
 
 
 def test_bounds_of_the_exact_denoiser_hold_and_touch():
@@ -133,7 +132,6 @@ def test_who_knows_fixes_all_and_who_repeats_fixes_none():
         for way, r in ways.items():
             assert all(r[at]["fixed"][0] == 0 and r[at]["kept"][0] == 1 for at in ("argmax", "at_98", "at_99", "refined")), (kind, way)
             assert r["auc"][0] == pytest.approx(0.5, abs=0.15)  # ties, or Z standard errors of 80 ranks where they round apart
-    assert set(correction(CFG, Run("knows", "mdlm", Known(every), {}), X0, BYTES)["own"]) == {"lookup", "sweep"}
 
 
 class Chain(Known):
@@ -232,11 +230,11 @@ def test_training_seeds_of_one_model_are_told_as_one(cfg, tmp_path, capsys):
         assert what == "bounds" or curves == [True, False, True]
 
 
-def test_seeds_that_go_on_from_a_checkpoint_of_their_own_seed_are_told_as_one(cfg):
+def test_seeds_that_go_on_from_checkpoints_of_several_seeds_are_told_as_one(cfg):
     trained(cfg, "mdlm")
-    for seed in (1, 2):
-        shutil.copytree(f"{cfg.out_dir}/mdlm", f"{cfg.out_dir}/mdlm-{seed}")
-    for folder, seed, start in (("a", 1, "mdlm-1"), ("b", 2, "mdlm-2"), ("c", 1, "mdlm-2")):
+    for start in ("mdlm-1", "mdlm-2", "better-2"):
+        shutil.copytree(f"{cfg.out_dir}/mdlm", f"{cfg.out_dir}/{start}")
+    for folder, seed, start in (("a", 1, "mdlm-1"), ("b", 2, "mdlm-2"), ("c", 1, "better-2")):
         train.main(replace(cfg, seed=seed, max_steps=1, out_dir=f"{cfg.out_dir}/{folder}", init_from=f"{cfg.out_dir}/{start}/ckpt.pt"))
     ckpts = [f"{cfg.out_dir}/{folder}/ckpt.pt" for folder in "abc"]
     *_, alike = analyze.load(analyze.parse_args(["bounds", "--ckpt", *ckpts, "--data_dir", cfg.data_dir, "--num_windows", "250"]))

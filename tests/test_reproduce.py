@@ -48,7 +48,7 @@ def test_each_seed_goes_on_from_an_mdlm_of_its_own_where_that_is_asked_for():
     assert {name for name in first if first[name] != alone[name]} == {"out_dir"}  # seed 0 is the claim's own MDLM
     for name, argv in plan.items():
         seed = name.split("-")[-1]
-        assert name in ("judge", "ar") or train_args(argv).seed == int(seed)
+        assert name in ("judge", "ar") or train_args(argv).seed == int(seed) + 100 * ("--init_from" in argv)
         assert ("--init_from" in argv) == (f"out/own/mdlm-{seed}/ckpt.pt" in argv) == name.startswith(("dsl", "masked", "mdlm_more"))
     folders = [sampler_args(sampling(cfg, Curve(model, "remdm", []), seed, 8, 1.0, {}, 2)).ckpt
                for model in ("mdlm", "dsl", "ar") for seed in (0, 3)]
@@ -236,6 +236,7 @@ def test_the_whole_with_an_mdlm_for_each_seed(toy, tmp_path):
     started = [(args.out_dir.split("/")[-1], args.init_from.split("/")[-2:][0]) for args in (train_args(command[2:]) for command in ran)]
     assert len(ran) == 3 + 3 * 2 + 2 + 2 * 3 and {start for name, start in started if "-lr" in name} == {"mdlm-9"}
     assert {start for name, start in started if name.endswith("-2") and name != "mdlm-2"} == {"mdlm-2"}
+    assert len(json.loads((tmp_path / "results" / "own.json").read_text())["against_best"]["at"]["4"]["by_seed"]) == 2
     for name in ("mdlm-2", "dsl-0"):
         shutil.rmtree(tmp_path / "out" / "own" / name)
     reproduce.main(parse_args([*flags, "--cell", "mdlm/remdm/16"]))
