@@ -78,16 +78,22 @@ def forward_backward(state, j, T):
 # ---- the same number of remasks, but chosen ----------------------------------------------------------------------------------
 
 
-def doubtful(state, j, T, confidence, floor=0.0):
-    """Forget as many tokens as ReMDM-cap would, in proportion to (1 - p)^gamma for p (B, L) = confidence(); eta is R / T by default. Where
-    that asks for a token more than once they are fewer, and the text runs somewhat ahead of its schedule."""
-    r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
-    if r == 0 or not state.revealed.any():  # the last step: nothing to ask the network
-        return jump(state, j / T, (j + 1) / T, r)
+def by_doubt(state, r, confidence):
+    """Probabilities (B, L) to forget a share r of the revealed tokens: in proportion to (1 - p)^gamma for p (B, L) = confidence(). Where
+    that asks for a token more than once they are fewer."""
     doubt = state.cfg.gamma * (1 - confidence()).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)
     share = doubt.masked_fill(~state.revealed, -torch.inf).masked_fill(~some, 0.0).softmax(1)
-    return jump(state, j / T, (j + 1) / T, r, (r * state.revealed.sum(1, keepdim=True) * share).clamp(max=1), floor)
+    return (r * state.revealed.sum(1, keepdim=True) * share).clamp(max=1)
+
+
+def doubtful(state, j, T, confidence, floor=0.0):
+    """Forget as many tokens as ReMDM-cap would (eta is R / T by default), chosen `by_doubt`; where they are fewer, the text runs somewhat
+    ahead of its schedule."""
+    r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
+    if r == 0 or not state.revealed.any():  # the last step: nothing to ask the network
+        return jump(state, j / T, (j + 1) / T, r)
+    return jump(state, j / T, (j + 1) / T, r, by_doubt(state, r, confidence), floor)
 
 
 def posterior(state, j, T):
@@ -132,6 +138,32 @@ def ar(state, j, T):
     return lowest_first(state, j, T, torch.arange(state.x.shape[1], device=state.x.device).expand(state.x.shape).double())
 
 
+# ---- draft, then mend ----------------------------------------------------------------------------------------------------
+
+
+def draft_and_mend(state, j, T, confidence):
+    """Write a whole draft in the first K = draft x T steps, evenly spread positions first; in each of the others write what is missing and
+    forget doubtful tokens of the rest, (T - 1 - j) / T of them, fewer each time (as Mask-Predict does, which has no draft)."""
+    K = max(1, round(state.cfg.draft * T))
+    if j < K:
+        target = lowest_first(state, j, K, state.spread("order", once=True))
+    else:
+        target = state.snr.masked_fill(~state.clean, torch.inf)
+    if j < K - 1 or j == T - 1 or not state.revealed.any():
+        return target
+    return target.masked_fill(state.revealed & (state.uniform("jump") < by_doubt(state, (T - 1 - j) / T, confidence)), 0.0)
+
+
+def mend(state, j, T):
+    """A draft, mended by the denoiser's present p(token | text), as `posterior`."""
+    return draft_and_mend(state, j, T, state.confidence)
+
+
+def mend_recorded(state, j, T):
+    """A draft, mended by the confidence that each token had when it was drawn, as `recorded`."""
+    return draft_and_mend(state, j, T, lambda: state.recorded)
+
+
 # ---- through finite SNRs -----------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +183,6 @@ def hybrid(state, j, T):
     return climb(state, j, n) if j < n else PATHS[state.cfg.then](state, j - n, T - n)
 
 
-PATHS = {"posterior": posterior, "recorded": recorded, "soft": soft, "mdlm": mdlm, "remdm": remdm, "remdm-cap": remdm_cap,
-         "remdm-rescale": remdm_rescale, "remdm-conf": remdm_conf, "remdm-loop": remdm_loop, "forward-backward": forward_backward,
-         "confidence": confidence, "random": random, "ar": ar, "sde": sde, "hybrid": hybrid}
+PATHS = {"posterior": posterior, "recorded": recorded, "soft": soft, "mend": mend, "mend-recorded": mend_recorded, "mdlm": mdlm,
+         "remdm": remdm, "remdm-cap": remdm_cap, "remdm-rescale": remdm_rescale, "remdm-conf": remdm_conf, "remdm-loop": remdm_loop,
+         "forward-backward": forward_backward, "confidence": confidence, "random": random, "ar": ar, "sde": sde, "hybrid": hybrid}

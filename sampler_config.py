@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from config import arg, parse
 
-PATH_NAMES = ("posterior", "recorded", "soft", "mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf", "remdm-loop",
-              "forward-backward", "confidence", "random", "ar", "sde", "hybrid")
-NEEDS_DSL = ("posterior", "soft", "sde", "hybrid")  # they ask about tokens that are shown, or show evidence: MDLM has learned neither
+PATH_NAMES = ("posterior", "recorded", "soft", "mend", "mend-recorded", "mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf",
+              "remdm-loop", "forward-backward", "confidence", "random", "ar", "sde", "hybrid")
+NEEDS_DSL = ("posterior", "soft", "mend", "sde", "hybrid")  # ask about tokens that are shown, or show evidence: MDLM learned neither
 MASK = re.compile(r"\[MASK(?:\*(\d+))?\]")
 
 
@@ -33,7 +33,8 @@ class Config:
     # knobs of single paths
     remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token")
     eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, the published value for remdm-*")
-    gamma: float = arg(2.0, "posterior, soft, recorded forget in proportion to (1 - p)^gamma")
+    gamma: float = arg(2.0, "posterior, soft, recorded, mend, mend-recorded forget in proportion to (1 - p)^gamma")
+    draft: float = arg(0.6, "share of the steps in which mend and mend-recorded write their draft")
     soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")
     clean_snr: float = arg(0.0, "SNR, in units of t_c, at which tokens it wrote are shown to the network; 0: by lookup")
     sde_top: float = arg(3.0, "SNR, in units of t_c, to which sde and hybrid climb")
@@ -74,6 +75,8 @@ class Config:
             raise ValueError("--temperature must be 0, for the likeliest token, or at least 0.001")
         if min(self.sde_top, self.correct_snr) <= 0 or not 0 <= self.clean_snr < float("inf"):
             raise ValueError("--sde_top and --correct_snr must be positive, --clean_snr 0 or positive and finite")
+        if not 0 <= self.draft <= 1:
+            raise ValueError("--draft is a share of the steps, from 0 to 1")
         if self.path == "hybrid" and self.sde_steps >= self.steps:
             raise ValueError(f"--sde_steps {self.sde_steps} leaves no step of --steps {self.steps} to the path after it")
         if self.correct and (self.out or self.report or self.trace):

@@ -79,13 +79,15 @@ class State:
         """Uniform numbers (B, L) of this step, or of the whole run if `once`."""
         return self.random(torch.rand, what if once else (what, self.step), self.x.shape[1], dtype=torch.float64)
 
+    def spread(self, what, once=False):
+        """As `uniform`, but steps of the golden ratio (modulo 1) from a random start: positions below any threshold lie evenly over the
+        text, and neighbours are hardly ever both below one."""
+        start = self.uniform(what, once)[:, :1]
+        return (start + (5**0.5 - 1) / 2 * torch.arange(self.x.shape[1], device=start.device)) % 1
+
     def places(self, what, once=False):
-        """Numbers (B, L) that say which positions come first, each uniform on [0, 1): as `uniform` or, where cfg.order is spread, steps of
-        the golden ratio (modulo 1) from a random start: positions below any threshold then lie evenly, and neighbours hardly ever both."""
-        u = self.uniform(what, once)
-        if self.cfg.order == "independent":
-            return u
-        return (u[:, :1] + (5**0.5 - 1) / 2 * torch.arange(u.shape[1], device=u.device)) % 1
+        """The numbers (B, L) by which positions are chosen to be revealed: `uniform` or `spread`, as cfg.order says."""
+        return (self.spread if self.cfg.order == "spread" else self.uniform)(what, once)
 
     def hidden(self, where):
         """The network's features (N, C) at the N true positions of `where` (B, L). A text is sent through the network only if it has

@@ -72,6 +72,22 @@ def test_jumps_keep_the_revealed_share_at_alpha(path, order):
         assert share == j / T if j in (0, T) else abs(share - j / T) < Z * stderr
 
 
+@pytest.mark.parametrize("path", ["mend", "mend-recorded"])
+def test_mend_writes_a_draft_and_forgets_fewer_tokens_each_time(path):
+    """At gamma 0 all are alike: 6 of 10 steps reveal 4 of 24 tokens each, the last of them forgets 0.4 of the 20 that it was shown, and
+    each of the others 0.1 less of what it was shown, having written what was missing. 300 texts."""
+    n, T, L, shown = 300, 10, 24, 0
+    states = sample(Wide(ExactDenoiser(), L), range(n), replace(EXACT, length=L, path=path, steps=T, draft=0.6, gamma=0.0))
+    for j, state in enumerate(states):
+        missing = (~state.clean).double().sum(1)
+        if j < 6:
+            assert (missing == L - 4 * j).all()
+        else:
+            mean, stderr = mean_and_stderr(missing - (T - j) / T * shown)
+            assert abs(mean) <= Z * stderr and (j < T or missing.sum() == 0)
+        shown = L - missing
+
+
 def test_remdm_remasks_and_mdlm_does_not():
     toy = Wide(ExactDenoiser(), 24)
     for path, expected in (("mdlm", False), ("remdm-cap", True), ("posterior", True)):
