@@ -38,7 +38,7 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 import torch
 from torch.nn import functional as F
 
-from data import tokenizer
+from data import EOS, tokenizer
 from model import DSL, ModelConfig, save_checkpoint
 
 
@@ -172,11 +172,13 @@ def main(cfg):
     if os.path.exists(cfg.out):
         raise Problem(f"{cfg.out} exists: name another --out, or delete it")
     torch.manual_seed(0)  # of the new sphere
-    V, model = tokenizer(cfg.tokenizer).n_vocab, mdlm_to_dsl(read_mdlm(cfg.source), cfg.n_head, cfg.length, train_args([]).d_embed)
+    tok = tokenizer(cfg.tokenizer)
+    V, model = tok.n_vocab, mdlm_to_dsl(read_mdlm(cfg.source), cfg.n_head, cfg.length, train_args([]).d_embed)
     if V != model.config.vocab_size:
         raise Problem(f"{cfg.source} predicts {model.config.vocab_size} tokens, --tokenizer {cfg.tokenizer} has {V}: name the one it has")
     shape = {name: getattr(model.config, name) for name in ("length", "n_layer", "n_head", "d_model")}
-    training = train_args(["--preset", "owt_mdlm", "--dataset", cfg.dataset, *(f"--{name}={value}" for name, value in shape.items())])
+    framed = "--frame_eos" if EOS in tok.special_tokens_set else "--no-frame_eos"
+    training = train_args(["--preset", "owt_mdlm", "--dataset", cfg.dataset, framed, *(f"--{n}={value}" for n, value in shape.items())])
     save_checkpoint(cfg.out, model, step=0, config=asdict(training), tokenizer=cfg.tokenizer, validation={}, **provenance())
     print(f"{cfg.source}: {sum(p.numel() for p in model.parameters()):,} parameters\n"
           f"saved {cfg.out}; sample from it with: python sampler.py --ckpt {cfg.out} --nucleus remdm")

@@ -216,10 +216,14 @@ def pick_device(name=""):
         raise Problem(f"device {name!r} is not available here: use --device cpu, or leave the flag out") from None
 
 
+def precision(device, dtype="auto"):
+    """What a --dtype means on this machine, bfloat16 or float32; `auto` is bfloat16 where that is fast."""
+    return dtype if dtype != "auto" else "bfloat16" if bfloat16_is_fast(device) else "float32"
+
+
 def autocast(device, dtype="auto"):
-    """bfloat16 matrix products, or with `auto` only where they are fast."""
-    enabled = bfloat16_is_fast(device) if dtype == "auto" else dtype == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """Matrix products in the `precision` that dtype means."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, dtype) == "bfloat16")
 
 
 def bfloat16_is_fast(device):

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from config import optional, provenance, whole_file
-from model import WIDE, bfloat16_is_fast, pick_device
+from model import WIDE, pick_device, precision
 from report import plain
 
 
@@ -142,7 +142,7 @@ SHAPES = {False: {"dynamic": True}, True: {"mode": "reduce-overhead"}}
 def compiled(f, cfg, device, steps=0, **options):
     """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: on a GPU;
     on a CPU with g++ after some 1,000 of the demo's steps [measured], if in float32; in bfloat16 the pilot saw no gain in 8 minutes."""
-    float32 = cfg.dtype == "float32" or cfg.dtype == "auto" and not bfloat16_is_fast(device)
+    float32 = precision(device, cfg.dtype) == "float32"
     ready = sys.platform == "linux" and shutil.which("g++") and steps >= 2000 and float32
     if cfg.compile == "on" or cfg.compile == "auto" and (device.type == "cuda" or ready):
         torch._dynamo.config.suppress_errors = cfg.compile == "auto"  # a compiler that is there may still not work

@@ -33,7 +33,7 @@ from data import load_meta, load_tokens, tokenizer, train_windows
 from dsl_loss import (SNRMix, ar_loss, critical_snr, draw_corruption, dsl_loss, is_endpoint, keyed_draws, keyed_generator, mdlm_loss,
                       stratified, to_device)
 from mdlm import mdlm_to_dsl, read_mdlm
-from model import DSL, ModelConfig, autocast, load_checkpoint, save_checkpoint, with_new_sphere
+from model import DSL, ModelConfig, autocast, load_checkpoint, precision, save_checkpoint, with_new_sphere
 from runtime import (Log, StopSignal, compiled, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use,
                      prefetch, rerun)
 from validate import bits_per_byte, describe, evaluate, require_windows
@@ -328,10 +328,9 @@ def main(cfg):
     if cfg.dry_run:
         return dry_run(cfg, world, say)
     run = start(cfg, rank, world, device)
-    size = sum(p.numel() for p in run.model.parameters())
-    say(f"{cfg.objective} on {cfg.dataset} ({len(run.tokens):,} {run.meta['tokenizer']} tokens): {size:,} parameters from {cfg.init_from}, "
-        f"{cfg.batch_size * cfg.length:,} tokens per step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into "
-        f"{cfg.out_dir}", flush=True)
+    say(f"{cfg.objective} on {cfg.dataset} ({len(run.tokens):,} {run.meta['tokenizer']} tokens): "
+        f"{sum(p.numel() for p in run.model.parameters()):,} parameters from {cfg.init_from}, {cfg.batch_size * cfg.length:,} tokens per "
+        f"step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into {cfg.out_dir}", flush=True)
     log = Log(cfg, run)
     if cfg.eval_only or run.step >= cfg.max_steps and not run.scores:  # stopped in its last evaluation
         scores = evaluate_now(cfg, run, log, say, run.step)
@@ -340,7 +339,8 @@ def main(cfg):
     elif run.step >= cfg.max_steps:
         say(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
     else:
-        log.write(run.step, config=asdict(cfg), device=str(device), processes=world, torch=torch.__version__, **provenance())
+        log.write(run.step, config=asdict(cfg), device=str(device), precision=precision(device, cfg.dtype), processes=world,
+                  torch=torch.__version__, **provenance())
         train(cfg, run, log)
     if dist.is_initialized():  # not after an error: it would wait for the others
         dist.destroy_process_group()

@@ -25,6 +25,7 @@ PRESETS = {
 class Config:
     """Every number of a run. The checkpoint and log.jsonl carry it whole."""
 
+    # the defaults that stand below are the demo's; those of a bare command line are of the preset owt, on top of them
     preset: str = arg("owt", "named set of defaults that the other flags override", choices=tuple(PRESETS))
     dataset: str = arg("pydocs", "name of a folder that prepare_owt.py wrote")
     data_dir: str = arg("data", "where datasets live")

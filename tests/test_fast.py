@@ -153,7 +153,7 @@ def graphs(monkeypatch):
     ("auto", "off", "cuda", 9999, True, False), ("auto", "on", "cpu", 1, True, True)])
 def test_compiled_by_itself_where_that_pays(cfg, monkeypatch, dtype, compile, device, steps, fast, expected):
     monkeypatch.setattr(torch, "compile", lambda f, **options: ("compiled", f))
-    monkeypatch.setattr(runtime, "bfloat16_is_fast", lambda device: fast)
+    monkeypatch.setattr(network, "bfloat16_is_fast", lambda device: fast)
     monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/g++")
     monkeypatch.setattr(runtime.sys, "platform", "linux")
     found = runtime.compiled("f", replace(cfg, dtype=dtype, compile=compile), torch.device(device), steps)

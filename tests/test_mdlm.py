@@ -144,3 +144,16 @@ def test_mdlm_s_own_file_becomes_a_checkpoint_that_samples_and_trains_on(cfg, tm
     flags = "--preset owt_mdlm --dataset toy --n_layer 2 --n_head 2 --d_model 64 --length 24 --eval_only --eval_windows 17 --device cpu"
     train.main(parse_args([*flags.split(), "--data_dir", cfg.data_dir, "--out_dir", str(tmp_path / "ours")]))
     assert "validation, up to 17 windows, bits per byte: roar" in capsys.readouterr().out
+
+
+def test_an_mdlm_of_a_vocabulary_without_eos_takes_a_prompt(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    raw = state()
+    for name in ("vocab_embed.embedding", "output_layer.linear.weight", "output_layer.linear.bias"):
+        raw[f"backbone.{name}"] = raw[f"backbone.{name}"][-1:].repeat_interleave(28, 0)  # 27 characters and the mask
+    source, out = str(tmp_path / "text8.safetensors"), str(tmp_path / "ckpt.pt")
+    save_file(raw, source)
+    mdlm.main(mdlm.parse_args(["--source", source, "--out", out, *"--length 24 --n_head 2 --tokenizer text8".split()]))
+    sampler.main(sampler_args(["--ckpt", out, "--steps", "4", "--num_samples", "1", "--prompt", "the "]))
+    assert "\nthe " in capsys.readouterr().out

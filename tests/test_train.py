@@ -98,6 +98,8 @@ def test_stop_and_resume_is_the_uninterrupted_run_to_the_bit(cfg, objective, dty
     assert ckpt(parts)["step"] == 5
     train.main(replace(parts, resume=True))
     assert losses(parts) == losses(whole) and len(losses(whole)) == 12
+    said = [row for row in map(json.loads, open(f"{cfg.out_dir}/parts/log.jsonl")) if "config" in row]
+    assert [row["precision"] for row in said] == [dtype] * 2
     a, b = ckpt(whole), ckpt(parts)
     assert all(torch.equal(a[part][name], b[part][name]) for part in ("model", "ema") for name in a["model"])
     for name, state in a["optimizer"]["state"].items():
