@@ -64,12 +64,12 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 
 # The paper's claim, three to four hours on two fast cores, and what it hangs on, some more: on English prose where TEXT names some (.txt, .md or .jsonl,
 # also .gz or .xz), else on pydocs. With FEW=1, in one hour to two and a half, only the paths and T that decide it, three seeds, the rates and settings
-# that were chosen on English prose (results/claim_tuning.json), and one seed's analyses. Interrupted, they go on.
+# that were chosen on English prose (results/claim_order_tuning.json), and one seed's analyses. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 CLAIM := results/claim$(if $(TEXT),,_pydocs)$(if $(FEW),_few)
 FINE_TUNED = $(foreach who,dsl masked mdlm_more,out/reproduce/$(who)-$(if $(FEW),0,[0-9])/ckpt.pt)
-DECISIVE = --tuning results/claim_tuning.json --seeds 0 1 2 --paths remdm mdlm recorded posterior soft --calls 4 8 16 32 64
+DECISIVE = --tuning results/claim_order_tuning.json --seeds 0 1 2 --paths remdm recorded soft random mend mend-recorded --calls 4 8 16 32 64
 reproduce: .venv/tested data/$(CORPUS)/meta.json
 	$(BIN)python reproduce.py --data $(CORPUS) --results $(CLAIM) $(if $(FEW),$(DECISIVE))
 	$(BIN)python analyze.py correction --ckpt $(FINE_TUNED) --out $(CLAIM)_correction

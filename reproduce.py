@@ -222,7 +222,8 @@ def tune_all(cfg, rates, judge, target, known):
     ranked = [curve for curve in cfg.curves if curve.path in RANKED]
     attempt([near(c, AT, e, e["setting"] | {"gamma": gamma}) for c in ranked for e in best[c.name] for gamma in GAMMAS], "gamma")
     finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
-    finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
+    finals |= {c.name: [*(finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))),
+                        *(setting for setting in c.grid if "draft" in setting)] for c in ranked}  # how long a draft, hangs on T
     attempt([near(curve, T, entry, setting) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
              if entry["T"] == AT and entry["setting"] in finals[curve.name] for setting in beyond(entry["setting"], T)], "T")
     return found

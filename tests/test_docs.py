@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import json
 import math
 import os
@@ -128,22 +129,36 @@ def rows_below(text, header):
         yield [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n\n")[0].splitlines()[1:]]
 
 
-def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json():
-    """README's rows and all of results/claim.md's, by model, path and T; its two tables of the same rule; and its target, duel by duel."""
-    found, said = json.loads((ROOT / "results" / "claim.json").read_text()), RESULTS["claim"]
-    steps = list(found["same_rule"]["remdm"])
-    columns = f"T = {' | '.join(steps)} |"
-    (few,), (every, *_) = rows_below(README, f"| model, sampler | {columns}"), rows_below(said, f"| model, path | {columns}")
-    assert len(few) > 5 and len(every) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"})
-    for name, *values in few + every:
-        model, path = name.split(", `")
+def claims(name):
+    """A claim's json, and the head of the columns of its tables."""
+    found = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return found, f"T = {' | '.join(found['same_rule']['remdm'])} |"
+
+
+@pytest.mark.parametrize("name, text, head", [("claim", RESULTS["claim"], "path"), ("claim_mdlms", RESULTS["claim"], "path"),
+                                              ("claim_mdlms", README, "sampler")])
+def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
+    """All rows of results/claim.md's tables, and README's, by model, path and T."""
+    found, columns = claims(name)
+    rows, *_ = rows_below(text, f"| model, {head} | {columns}")
+    assert len(rows) > 5 and (text is README or len(rows) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"}))
+    for who, *values in rows:
+        model, path = who.split(", `")
         curve = f"{MODELS[model]}/{path.split('`')[0]}"
-        assert values == [value(found["cells"][f"{curve}/{T}"]["nll"]) for T in steps], name
+        assert values == [value(found["cells"][f"{curve}/{T}"]["nll"]) for T in found["same_rule"]["remdm"]], who
+
+
+def test_duels_and_differences_of_the_claim_are_those_of_its_json():
+    """results/claim.md's two tables of the same rule, and its targets, duel by duel, of both runs."""
+    (found, columns), said = claims("claim"), RESULTS["claim"]
+    steps = list(found["same_rule"]["remdm"])
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    (duels,) = rows_below(said, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |")
-    for duel, (at, against, calls, nll, every, js, mauve) in zip(found["duels"], duels, strict=True):
+    tables = list(rows_below(said, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
+    assert len(tables) == 2
+    duels = itertools.chain(*(zip(claims(name)[0]["duels"], rows, strict=True) for name, rows in zip(("claim", "claim_mdlms"), tables)))
+    for duel, (at, against, calls, nll, every, js, mauve) in duels:
         (_, path, T), ours = duel["other"].split("/"), duel["ours"].rsplit("/", 1)[1]
         assert at == f"T = {ours}" and f"`{path}`" in against and against.endswith(f"T = {T}")
         assert calls == " : ".join(f"{x:.0f}" for x in duel["nfe"]) and every == {True: "yes", False: "no", None: "-"}[duel["every_seed"]]
