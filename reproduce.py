@@ -163,8 +163,7 @@ def sample_all(cfg, tasks, what):
 
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
-FINALS, FINALISTS = (8, 64), 2
-NEAR, TRIES = (0.85, 1.15), 3
+FINALS, FINALISTS, NEAR, TRIES = (8, 64), 2, (0.85, 1.15), 3
 FIRST = {1.0: NEAR, 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
 
 
