@@ -200,7 +200,7 @@ def compare_all(cells, pairs, steps, length, target, references, of_references, 
     def against(model):
         names = of_model(cells, model)
         same = {name.split("/")[1]: {T: [point[mine, T] - point[name, T], spread(boot[mine, T] - boot[name, T])] for T in steps}
-                for name in names for mine in [name.replace(model, "dsl")]}
+                for name in names for mine in [name.replace(model, "dsl")] if (mine, steps[0]) in point}
         return {"against_best": ratio_report(point, boot, nfe, ours, names, at, steps, seeds),
                 "against_published": ratio_report(point, boot, nfe, ours, [f"{model}/{PUBLISHED}"], at, steps, seeds),
                 "published_against_published": ratio_report(point, boot, nfe, f"dsl/{PUBLISHED}", [f"{model}/{PUBLISHED}"], at, steps,

@@ -3,7 +3,7 @@
     python reproduce.py --data english                         # everything; interrupted, the same command goes on
     python reproduce.py --data english --list                  # only print what would be run
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of the table anew, from checkpoints that are there
-    python reproduce.py --data english --tuning results/claim_tuning.json --results out/again  # tune only what was not tried there
+    python reproduce.py --data english --tuning results/claim_order_tuning.json --results out/again  # tune only what was not tried there
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
 to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at several learning rates and

@@ -86,7 +86,8 @@ def duelists(found, every, *pair):
 
 def test_the_control_is_compared_with_as_mdlm_is(monkeypatch):
     """By the published rule DSL is made twice as good per call as MDLM and as good as the control, by `posterior` four times both."""
-    steps, curves = (4, 8, 16, 32, 64), {"dsl/posterior": 4, "dsl/remdm": 2, "mdlm_more/remdm": 1, "masked/remdm": 2, "masked/recorded": 1}
+    steps, curves = (4, 8, 16, 32, 64), {"dsl/posterior": 4, "dsl/remdm": 2, "mdlm_more/remdm": 1, "masked/remdm": 2, "masked/recorded": 1,
+                                        "mdlm_more/mend-recorded": 0.5}  # a rule that DSL does not take
     every = {}
     for name, factor in curves.items():
         every |= scaling(factor, steps, *name.split("/"), noise=0.01)
