@@ -25,9 +25,10 @@ SOURCES = sorted(ROOT.glob("*.py"))
 
 def commands():
     """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and Makefile recipes, as (script, flags)."""
-    make = (ROOT / "Makefile").read_text().replace("$*", "1").replace("$@", "x").replace("$(BIN)", "")
+    make = (ROOT / "Makefile").read_text().replace("$*", "1").replace("$@", "x").replace("$(BIN)", "").replace("\\\n", " ")
     for name, value in re.findall(r"^(\w+) \??= (.*)$", make, re.M):
         make = make.replace(f"$({name})", value)
+    make = re.sub(r"\$\(if \$\(\w+\),[^,()]*,([^()]*)\)", r"\1", make)  # nothing is set
     text = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)) + make
     for line in text.replace("\\\n", " ").splitlines():
         for command in re.split(r"&&|;|\||\$\(if", line):
