@@ -1,14 +1,14 @@
-"""Rerun the paper's claim on a scale that anyone can: one MDLM, fine-tuned in three ways, sampled by every path at every number of steps.
+"""Rerun the paper's claim on a scale that anyone can: an MDLM, fine-tuned in three ways, sampled by many paths at many numbers of steps.
 
-    python reproduce.py --data english                         # everything; interrupted, the same command goes on
-    python reproduce.py --data english --list                  # only print what would be run
-    python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of the table anew, from checkpoints that are there
+    make reproduce                                             # what decides it: three seeds, each with an MDLM of its own; see Makefile
+    python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list only prints it
+    python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
     python reproduce.py --data english --tuning results/claim_order_tuning.json --results out/again  # tune only what was not tried there
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
 to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at several learning rates and
-a seed that is then thrown away; go on at the best of them with six seeds. (2) Tune every path on the thrown-away seed. (3) Sample every
-cell and judge it. (4) Compare: claim.py.
+a seed that is then thrown away; go on at the best of them with each seed. (2) Tune every path on the thrown-away seed. (3) Sample every
+cell and judge it. (4) Compare: claim.py. Interrupted, the same command goes on.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Train DSL, MDLM or an autoregressive model: config, batches, DDP and compile, the loop, EMA, checkpoints.
 
-    python train.py --preset demo                    # two CPU cores, about five minutes; add --resume to go on
+    python train.py --preset demo                    # two CPU cores, five to fourteen minutes; add --resume to go on
     torchrun --nproc_per_node=8 train.py             # preset owt: DSL fine-tuning of mdlm-owt on OpenWebText
     python train.py --dry_run                        # what that would cost, without starting it
 
