@@ -1,7 +1,7 @@
 """Rerun the paper's claim on a scale that anyone can: an MDLM, fine-tuned in three ways, sampled by many paths at many numbers of steps.
 
     make reproduce                                             # what decides it: three seeds, each with an MDLM of its own; see Makefile
-    python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list only prints it
+    python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list prints it
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
     python reproduce.py --data english --tuning results/claim_order_tuning.json --results out/again  # tune only what was not tried there
 
