@@ -136,7 +136,7 @@ def claims(name):
     return found, f"T = {' | '.join(found['same_rule']['remdm'])} |"
 
 
-@pytest.mark.parametrize("name, text, head", [("claim", RESULTS["claim"], "path"), ("claim_mdlms", RESULTS["claim"], "path"),
+@pytest.mark.parametrize("name, text, head", [*((name, RESULTS["claim"], "path") for name in ("claim", "claim_mdlms", "claim_float32")),
                                               ("claim_mdlms", README, "sampler")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
     """All rows of results/claim.md's tables, and README's, by model, path and T."""
