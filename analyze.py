@@ -180,7 +180,8 @@ def correction_figure(plt, results):
         axes.set(xscale="log", xlim=(1e-3, 1), xlabel="share of clean tokens changed (grey: 98% kept)",
                  title={"random": "random errors", "own": "the model's own errors"}[kind])
     panels[0].set(ylabel="share of errors fixed", ylim=(0, None))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(results)))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7,
+                  ncols=min(3, len(results)))
     return figure
 
 
