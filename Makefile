@@ -12,7 +12,7 @@ demo: out/demo/ckpt.pt
 
 test: .venv/tested
 	$(BIN)ruff check .
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -q -n 2 tests
+	$(BIN)python -m pytest -q tests
 
 # Train in steps that end: an interrupted demo goes on where its last checkpoint stands, a finished one is left alone.
 .PHONY: out/demo/ckpt.pt
