@@ -62,7 +62,7 @@ out/eval/remdm-%.jsonl: out/demo/ckpt.pt FORCE
 out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
-# The paper's claim, some 100 minutes on two cores that are fast in bfloat16: an MDLM for each of three seeds, the paths and T that decide it, at the
+# The paper's claim, in two hours on two cores that are fast in bfloat16: an MDLM for each of three seeds, the paths and T that decide it, at the
 # rates and settings of results/claim_order_tuning.json. On English prose where TEXT names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
 # With ALL=1, in three and a half hours, six seeds of one MDLM, rates and settings chosen anew, every path, T to 256; and ablations, what that hangs on.
 # Interrupted, they go on.

@@ -270,7 +270,7 @@ def main(cfg):
     who = ", ".join(f"{r.name} (step {r.about['step']:,})" for r in runs)
     N, L = windows.shape
     device, path = str(runs[0].model.E.device), cfg.out.removesuffix(".json")
-    print(f"{cfg.what} of {who}: {N} validation windows of {L} {meta['tokenizer']} tokens of {meta['name']}, on {device}", flush=True)
+    print(f"{cfg.what} of {who}: {N} validation windows of {L} tokens ({meta['tokenizer']}) of {meta['name']}, on {device}", flush=True)
     start, results = time.time(), {r.name: PROBES[cfg.what](cfg, r, windows, meta) for r in runs}
     firsts = {first: results[first] for first, *_ in trainings}
     means = {first: over_seeds([results[name] for name in (first, *others)]) for first, *others in trainings if others}

@@ -92,7 +92,7 @@ def train_all(cfg, plan):
     os.makedirs(cfg.out_dir, exist_ok=True)
     asked, found = {name: train_args(argv) for name, argv in plan.items()}, {}
     waves = [[name for name in plan if (asked[name].init_from == "scratch") == scratch] for scratch in (True, False)]
-    with tqdm(total=sum(a.max_steps for a in asked.values()), desc="training", unit=" steps") as bar:
+    with tqdm(total=sum(a.max_steps for a in asked.values()), desc="training", unit=" steps", mininterval=0) as bar:
         for wave in filter(None, waves):
             workers, threads = shares(cfg, len(wave))
             with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # also of one: Ctrl-C would kill what runs in the main thread

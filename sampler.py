@@ -246,8 +246,9 @@ def main(cfg):
         load_meta(ckpt["config"]["dataset"], cfg.data_dir)  # its absence should be known before the sampling
     writer = Writer(cfg, model.E.device)
     if rank == 0:
-        print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} {ckpt['tokenizer']} tokens, path {cfg.path}, "
-              f"T = {cfg.steps}, top_p {cfg.top_p}, on {world} x {model.E.device}; {len(writer.done)} are there already", flush=True)
+        print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} tokens ({ckpt['tokenizer']}), path {cfg.path}, "
+              f"T = {cfg.steps}, top_p {cfg.top_p}, on {world} x {model.E.device}"
+              + f"; {len(writer.done)} are there already" * bool(writer.done), flush=True)
     rows = list(generate(cfg, model, tok, ids, writer, rank, world))
     seconds = time.time() - start
     for row in rows[: cfg.show] if rank == 0 else ():

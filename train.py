@@ -328,7 +328,7 @@ def main(cfg):
     if cfg.dry_run:
         return dry_run(cfg, world, say)
     run = start(cfg, rank, world, device)
-    say(f"{cfg.objective} on {cfg.dataset} ({len(run.tokens):,} {run.meta['tokenizer']} tokens): "
+    say(f"{cfg.objective} on {cfg.dataset} ({run.meta['tokenizer']}, {len(run.tokens):,} tokens): "
         f"{sum(p.numel() for p in run.model.parameters()):,} parameters from {cfg.init_from}, {cfg.batch_size * cfg.length:,} tokens per "
         f"step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into {cfg.out_dir}", flush=True)
     log = Log(cfg, run)
