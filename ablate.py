@@ -238,8 +238,9 @@ def mending(cfg, folders):
     analyze.main(analyze.parse_args(["correction", "--ckpt", *ckpts.values(), "--data_dir", cfg.data_dir, *brief,
                                      "--out", f"{cfg.results}_correction"]))
     with open(f"{cfg.results}_correction.json") as f:
-        found = {row["ckpt"]: row["result"]["random"] for row in json.load(f)["models"].values()}
-    ways = {name: found[ckpt].get("evidence") or found[ckpt]["lookup"] for name, ckpt in ckpts.items()}  # MDLM cannot read evidence
+        found = {row["ckpt"]: row["result"]["random"]["evidence" if row["objective"] == "dsl" else "lookup"]  # as each was trained
+                 for row in json.load(f)["models"].values()}
+    ways = {name: found[ckpt] for name, ckpt in ckpts.items()}
     return {name: {"fixed_at_98": way["at_98"]["fixed"], "auc": way["auc"]} for name, way in ways.items()}
 
 
@@ -268,6 +269,8 @@ def published_settings(cfg):
             published = json.load(f)
     except FileNotFoundError:
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
+    if published["config"].get("mdlm_per_seed"):
+        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, and all variants go on from one: name the --claim of another run")
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
     if untuned := [path for path in cfg.paths if f"dsl/{path}" not in published["tuning"]]:

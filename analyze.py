@@ -8,7 +8,7 @@
 What each of them measures stands in the docstring of its function in probes.py. Every model sees the same windows, the same errors and
 the same masks; --seed draws others. Standard errors are over windows, of one training run each: they say nothing about other runs.
 Checkpoints whose trainings differ in --seed alone are told as one, with errors over the seeds; the figure shows the first of them. So
-are those that go on from checkpoints in folders that differ in a last number, out/mdlm-3/ckpt.pt and out/mdlm-4/ckpt.pt.
+are those that go on from checkpoints in folders that differ in a last digit, out/mdlm-3/ckpt.pt and out/mdlm-4/ckpt.pt.
 """
 
 import re
@@ -81,7 +81,7 @@ def load(cfg):
         about = {"ckpt": path, "objective": training["objective"], "sha256": sha256(path),
                  **{name: ckpt[name] for name in ("command", "commit", "step")}}
         loaded.append((model, about, must_agree))
-        start = re.sub(r"-\d+(/[^/]*)$", r"\1", training.get("init_from", ""))
+        start = re.sub(r"(?<![eE])-\d(/[^/]*)$", r"\1", training.get("init_from", ""))
         but_seed = {name: value for name, value in training.items() if name not in ("seed", "out_dir", "resume")} | {"init_from": start}
         alike.setdefault(str(but_seed), []).append(len(loaded) - 1)
         for what, value in must_agree.items():

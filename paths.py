@@ -142,8 +142,8 @@ def ar(state, j, T):
 
 
 def draft_and_mend(state, j, T, confidence):
-    """Write a whole draft in the first K = draft x T steps, evenly spread positions first; in each of the others write what is missing and
-    forget doubtful tokens of the rest, (T - 1 - j) / T of them, fewer each time (as Mask-Predict does, which has no draft)."""
+    """Write a whole draft in the first K = draft x T steps, evenly spread positions first. From the last of these on forget doubtful
+    tokens, (T - 1 - j) / T of those written before, fewer each time (as Mask-Predict, which has no draft), and write them a step later."""
     K = max(1, round(state.cfg.draft * T))
     if j < K:
         target = lowest_first(state, j, K, state.spread("order", once=True))

@@ -298,12 +298,13 @@ def claim(cfg, rates, known):
 
 def again(cfg):
     """Draw one cell anew, with other random numbers, and print it beside the published one."""
-    with open(f"{cfg.results}.json") as f:
-        stored = json.load(f)
+    stored = json.loads(Path(f"{cfg.results}.json").read_text())
     if cfg.cell not in stored["cells"]:
         raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(stored['cells'])}")
     if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
+    if (there := stored["config"]["out_dir"]) != cfg.out_dir and stored["config"].get("mdlm_per_seed"):
+        raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
     cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")},  # a younger flag was empty
                   mdlm_per_seed=stored["config"].get("mdlm_per_seed", False))
@@ -312,8 +313,7 @@ def again(cfg):
     (judge, *_), entropy_of_data = prepare(cfg), stored["data"]["entropy"][0]
     (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
     value = at_entropy(c["nll"], c["entropy"], entropy_of_data)
-    published = cell(stored["cells"][cfg.cell]["nll"])
-    print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {published}, of which by texts alone "
+    print(f"{cfg.cell}: NLL at the data's entropy {value:.3f}, published {cell(stored['cells'][cfg.cell]['nll'])}, of which by texts alone "
           f"{stored['cells'][cfg.cell].get('text_stderr') or math.nan:.3f}; {c['nfe'].mean():.1f} calls")
 
 
@@ -331,7 +331,7 @@ def main(cfg):
           f"where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
-                     *[f"and each way at the best of its rates, seeds {cfg.training_seeds}"] * (not rates), sep="\n")
+                     *[f"and each way at the best of its rates, seeds {cfg.training_seeds}, with their MDLMs"] * (not rates), sep="\n")
     if cfg.cell:
         return again(cfg)
     pyplot()

@@ -42,6 +42,8 @@ class Config:
             raise ValueError(f"--seeds are two (errors are over seeds) or more of {SCALES[self.scale].seeds}")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
+        if self.mdlm_per_seed and self.out_dir == type(self).out_dir:
+            raise ValueError(f"--mdlm_per_seed makes other models than are in {self.out_dir} without it: choose another --out_dir")
         if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
             raise ValueError("--tuning stands beside the numbers of an earlier run, which would be overwritten: name other --results")
         if self.cell and not re.fullmatch(r"[\w+-]+/[\w-]+/\d+", self.cell):
@@ -228,7 +230,7 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures AROUND that of the data's entropy, which is
     that of the tuning or, where `better` {key: temperature} knows one, that."""
     plan, scale = {}, SCALES[cfg.scale]
-    for curve in cfg.curves:
+    for curve in (curve for curve in cfg.curves if curve.name in tuning):  # a json may be older than some curves
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)

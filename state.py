@@ -81,7 +81,7 @@ class State:
 
     def spread(self, what, once=False):
         """As `uniform`, but steps of the golden ratio (modulo 1) from a random start: positions below any threshold lie evenly over the
-        text, and neighbours are hardly ever both below one."""
+        text, and neighbours are never both below one of 0.38 or less."""
         start = self.uniform(what, once)[:, :1]
         return (start + (5**0.5 - 1) / 2 * torch.arange(self.x.shape[1], device=start.device)) % 1
 

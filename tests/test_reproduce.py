@@ -180,6 +180,7 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert [fewer["cells"][key]["nll_by_seed"] for key in ("dsl/remdm/16", "masked/remdm/16")] == [
         found["cells"][key]["nll_by_seed"][::2] for key in ("dsl/remdm/16", "masked/remdm/16")]  # of the same texts
 
+    reproduce_config.CURVES.append(Curve("dsl", "confidence", [{"top_p": 1.0}]))  # a curve that is younger than the json
     reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/8"]))
     assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == TRAININGS
     with pytest.raises(Problem, match="has no cell dsl/posterior/5"):
@@ -240,6 +241,8 @@ def test_the_whole_with_an_mdlm_for_each_seed(toy, tmp_path):
     for name in ("mdlm-2", "dsl-0"):
         shutil.rmtree(tmp_path / "out" / "own" / name)
     reproduce.main(parse_args([*flags, "--cell", "mdlm/remdm/16"]))
+    with pytest.raises(Problem, match="say --out_dir out/own"):
+        reproduce.main(parse_args([*flags, "--cell", "mdlm/remdm/16", "--out_dir", "out/other"]))
     assert len(ran) == 17 + 1 and "mdlm-2" in ran[-1][ran[-1].index("--out_dir") + 1]
 
 
