@@ -230,7 +230,8 @@ def all_cells(cfg, variants, published):
 
 
 def mending(cfg, folders):
-    """{folder: errors mended in one call} of the models in `folders`, as analyze.py correction has it."""
+    """{folder: errors mended in one call} of the models in `folders`, as analyze.py correction has it: shown it by lookup where MDLM's
+    loss trained them, as evidence otherwise."""
     if not folders:
         return {}
     ckpts = {folder: f"{cfg.out_dir}/{folder}/ckpt.pt" for folder in folders}
@@ -238,10 +239,9 @@ def mending(cfg, folders):
     analyze.main(analyze.parse_args(["correction", "--ckpt", *ckpts.values(), "--data_dir", cfg.data_dir, *brief,
                                      "--out", f"{cfg.results}_correction"]))
     with open(f"{cfg.results}_correction.json") as f:
-        found = {row["ckpt"]: row["result"]["random"]["evidence" if row["objective"] == "dsl" else "lookup"]  # as each was trained
+        found = {row["ckpt"]: row["result"]["random"]["evidence" if row["objective"] == "dsl" else "lookup"]
                  for row in json.load(f)["models"].values()}
-    ways = {name: found[ckpt] for name, ckpt in ckpts.items()}
-    return {name: {"fixed_at_98": way["at_98"]["fixed"], "auc": way["auc"]} for name, way in ways.items()}
+    return {name: {"fixed_at_98": found[ckpt]["at_98"]["fixed"], "auc": found[ckpt]["auc"]} for name, ckpt in ckpts.items()}
 
 
 def over_seeds(values):

@@ -73,6 +73,23 @@ def test_ratios_of_steps_by_the_same_path_and_by_the_best():
     assert list(back) == ["remdm"] and back["remdm"]["best"] == pytest.approx([1, 0.5, 0.5, 0.5])  # of fewer than 4 nothing is known
 
 
+def test_mdlms_mend_by_lookup_and_the_others_by_evidence(tmp_path, monkeypatch):
+    def answer(asked):
+        ways = {way: {"at_98": {"fixed": [share, 0.01]}, "auc": [share, 0.01]} for way, share in (("lookup", 0.1), ("evidence", 0.2))}
+        models = {ckpt: {"ckpt": ckpt, "objective": "mdlm" if "mdlm" in ckpt else "dsl", "result": {"random": ways}} for ckpt in asked.ckpt}
+        Path(f"{asked.out}.json").write_text(json.dumps({"models": models}))
+
+    monkeypatch.setattr(ablate.analyze, "main", answer)
+    found = ablate.mending(ablate.parse_args(["--results", f"{tmp_path}/a"]), ["mdlm", "masked-0"])
+    assert {name: (row["fixed_at_98"][0], row["auc"][0]) for name, row in found.items()} == {"mdlm": (0.1, 0.1), "masked-0": (0.2, 0.2)}
+
+
+def test_a_claim_of_several_mdlms_is_refused(tmp_path):
+    (tmp_path / "each.json").write_text(json.dumps({"config": {"mdlm_per_seed": True}}))
+    with pytest.raises(Problem, match="has an MDLM for each seed"):
+        ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each"]))
+
+
 def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):
     cfg, ran = toy
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),

@@ -34,8 +34,8 @@ def test_a_spread_order_one_at_a_time_is_exact_and_several_at_a_time_lie_far_apa
             at = (state.clean & ~before).nonzero()
             gaps = (at[1:] - at[:-1])[at[1:, 0] == at[:-1, 0], 1]
             assert not len(gaps) or gaps.min() == apart
-            if T == 8 and not before.any() and len(at):  # a text is as likely as not to reveal a position that another reveals
-                assert len({tuple(row) for row in state.clean.tolist()}) > 20 and (state.clean.sum(0) > 0).all()
+            if T == 8 and len(at) and not before.any():  # a position is among the first 16 in 3.75 of 30 texts; in 15 once in 10,000 seeds
+                assert len({tuple(row) for row in state.clean.tolist()}) > 20 and state.clean.sum(0).max() < 15
             before = state.clean
 
 
