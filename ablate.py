@@ -38,7 +38,7 @@ class Config:
     results: str = arg("", "where the table goes: NAME.json, and NAME_correction.json with its figure; empty: results/ablations, or with "
                            "--only results/ablations_only")
     calls: tuple[int, ...] = arg((16,), "T of the samples")
-    paths: tuple[str, ...] = arg(("posterior", "remdm-cap", "hybrid", "sde"), "paths of the DSL models; of MDLMs those that they can take")
+    paths: tuple[str, ...] = arg(("posterior", "remdm-cap", "hybrid", "sde"), "paths; of each model those that are tuned for its kind")
     seeds: tuple[int, ...] = arg((0,), "training seeds of the variants; the claim's own models are asked with seed 0")
     tune: int = arg(0, "steps of the variants' fine-tuning, where they do not say themselves; 0: as the claim's")
     texts: int = arg(200, "texts of each path at each of two temperatures")
@@ -54,8 +54,8 @@ class Config:
             raise ValueError(f"--only is no regular expression: {error}") from None
         if min(self.texts, *self.calls) < 2 or min(self.workers, self.tune, *self.seeds) < 0:
             raise ValueError("--texts and --calls must be at least 2, --workers, --tune and --seeds cannot be negative")
-        if not set(self.paths) <= {curve.path for curve in CURVES if curve.model == "dsl"}:
-            raise ValueError("--paths are those that reproduce.py has tuned for DSL")
+        if not set(self.paths) <= {curve.path for curve in CURVES} - {"ar"}:
+            raise ValueError("--paths are those that reproduce.py has tuned")
         if not any(re.fullmatch(self.only or ".*", variant.name) for variant in VARIANTS):
             raise ValueError(f"--only matches none of {', '.join(variant.name for variant in VARIANTS)}")
 
@@ -206,11 +206,12 @@ def plan_all(cfg, variants, published):
 def cells(cfg, name, paths, published, settings_of, own):
     """{(name, "path/T"): the sampler's command lines for each seed at two temperatures, with the claim's settings of a model, or of DSL}.
     `own` is {seed: flags of its own}."""
-    plan, fixed, tag = {}, {curve.name: curve.fixed for curve in CURVES}, f"_ablation{cfg.tune or ''}"
+    plan, fixed, tag = {}, {curve.path: curve.fixed for curve in CURVES}, f"_ablation{cfg.tune or ''}"
+    like = (settings_of, *(("mdlm_more", "mdlm") if settings_of.startswith("mdlm") else ()), "dsl")  # the next where one was not tuned
     for path, T in itertools.product(paths, cfg.calls):
-        like = ("mdlm", "mdlm_more", "dsl") if settings_of == "mdlm" else (settings_of, "dsl")  # the next where a path was not tuned for it
-        tried = next(published["tuning"][f"{model}/{path}"] for model in like if f"{model}/{path}" in published["tuning"])
-        (setting, temperature), curve = settings_at(tried, T), Curve(name, path, [], fixed[f"dsl/{path}"])
+        if not (tried := [of for model in like if (of := published["tuning"].get(f"{model}/{path}"))]):
+            continue
+        (setting, temperature), curve = settings_at(tried[0], T), Curve(name, path, [], fixed[path])
         plan[name, f"{path}/{T}"] = [[*sampling(cfg, curve, seed, T, temperature * factor, setting, cfg.texts, tag), *flags]
                                      for seed, flags in own.items() for factor in FACTORS]
     return plan
@@ -223,7 +224,7 @@ def all_cells(cfg, variants, published):
     for v in variants:
         paths = cfg.paths if v.flags else [path for path in cfg.paths if path != "sde"]  # which writes nothing before its end
         of_dsl = "masked" if "masks" in v.name else "dsl"  # a control is sampled as the claim's
-        like, paths = (of_dsl, paths) if v.model.startswith("dsl") else ("mdlm", of_mdlm)
+        like, paths = (of_dsl, paths) if v.model.startswith("dsl") else ("mdlm_more", of_mdlm)
         own = {seed: ["--ckpt", f"{cfg.out_dir}/{v.folder(cfg, seed)}/ckpt.pt", *shlex.split(v.sampler)] for seed in v.seeds(cfg)}
         plan |= cells(cfg, v.model, paths, published, like, own)
     return plan
@@ -263,17 +264,19 @@ def ratios(cfg, mine, theirs):
             for path in cfg.paths if f"{path}/{cfg.calls[0]}" in mine}
 
 
-def published_settings(cfg):
+def published_settings(cfg, variants):
+    """The json of the claim. Raises Problem where it is missing, of another kind, or lacks settings."""
     try:
         with open(f"{cfg.claim}.json") as f:
             published = json.load(f)
     except FileNotFoundError:
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
-    if published["config"].get("mdlm_per_seed"):
-        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, and all variants go on from one: name the --claim of another run")
+    if published["config"].get("mdlm_per_seed") and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
+        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, and these go on from one: name the --claim of another run, or "
+                      '--no-claimed --only "scratch.*"')
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
-    if untuned := [path for path in cfg.paths if f"dsl/{path}" not in published["tuning"]]:
+    if untuned := set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}:
         raise Problem(f"{cfg.claim}.json lacks settings for {', '.join(untuned)}: leave them out of --paths, or run reproduce.py with them")
     return published
 
@@ -282,7 +285,7 @@ def main(cfg):
     variants = [variant for variant in VARIANTS if re.fullmatch(cfg.only or ".*", variant.name)]
     if cfg.list:
         return print(table(Variant._fields, variants))
-    published = published_settings(cfg)
+    published = published_settings(cfg, variants)
     print(f"{len(variants)} variants of {cfg.out_dir}/dsl-0, trained on {cfg.data} and asked by {len(cfg.paths)} paths at T = {cfg.calls}",
           flush=True)
     folders = {name: [folder] for name, folder in cfg.models.items()} | {

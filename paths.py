@@ -20,8 +20,9 @@ def jump(state, alpha, alpha_next, remask, per_token=None, floor=0.0):
     A revealed token is forgotten with probability remask (or per_token (B, L), of the same mean), down to the SNR `floor`; another is
     revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). Whatever remask is, the revealed share then stays alpha'.
     """
-    forgets = state.revealed & (state.uniform("jump") < (remask if per_token is None else per_token))
-    reveals = ~state.clean & (state.places("jump") < (alpha_next - (1 - remask) * alpha) / (1 - alpha))
+    number = state.places("jump")
+    forgets = state.revealed & (number < (remask if per_token is None else per_token))
+    reveals = ~state.clean & (number < (alpha_next - (1 - remask) * alpha) / (1 - alpha))
     return state.snr.masked_fill(forgets, floor).masked_fill(reveals, torch.inf)
 
 
@@ -143,7 +144,8 @@ def ar(state, j, T):
 
 def draft_and_mend(state, j, T, confidence):
     """Write a whole draft in the first K = draft x T steps, evenly spread positions first. From the last of these on forget doubtful
-    tokens, (T - 1 - j) / T of those written before, fewer each time (as Mask-Predict, which has no draft), and write them a step later."""
+    tokens, (T - 1 - j) / T of those written before, fewer each time (as Mask-Predict, which has no draft), spread evenly where they are
+    as doubtful, and write them a step later."""
     K = max(1, round(state.cfg.draft * T))
     if j < K:
         target = lowest_first(state, j, K, state.spread("order", once=True))
@@ -151,7 +153,7 @@ def draft_and_mend(state, j, T, confidence):
         target = state.snr.masked_fill(~state.clean, torch.inf)
     if j < K - 1 or j == T - 1 or not state.revealed.any():
         return target
-    return target.masked_fill(state.revealed & (state.uniform("jump") < by_doubt(state, (T - 1 - j) / T, confidence)), 0.0)
+    return target.masked_fill(state.revealed & (state.spread("jump") < by_doubt(state, (T - 1 - j) / T, confidence)), 0.0)
 
 
 def mend(state, j, T):

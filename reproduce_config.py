@@ -133,7 +133,7 @@ for who, own in (("mdlm_more", RIVALS), ("dsl", DSL_ONLY)):
     CURVES.append(Curve(who, "remdm", [{}], PUBLISHED))
     CURVES += [Curve(who, path, grid) for path, grid in (SHARED | own).items()]
 CURVES += [Curve("masked", "remdm", [{}], PUBLISHED), Curve("masked", "posterior", REMASK), Curve("masked", "mend", MEND),
-           *(Curve("masked", path, (SHARED | RIVALS)[path]) for path in ("mdlm", "recorded", "random"))]
+           *(Curve("masked", path, (SHARED | RIVALS)[path]) for path in ("mdlm", "recorded", "random", "mend-recorded"))]
 
 
 def mdlm_of(cfg, seed):

@@ -86,7 +86,7 @@ class State:
         return (start + (5**0.5 - 1) / 2 * torch.arange(self.x.shape[1], device=start.device)) % 1
 
     def places(self, what, once=False):
-        """The numbers (B, L) by which positions are chosen to be revealed: `uniform` or `spread`, as cfg.order says."""
+        """The numbers (B, L) by which positions are chosen to be revealed or forgotten: `uniform` or `spread`, as cfg.order says."""
         return (self.spread if self.cfg.order == "spread" else self.uniform)(what, once)
 
     def hidden(self, where):

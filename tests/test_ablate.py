@@ -47,8 +47,9 @@ def test_a_model_is_sampled_with_the_settings_of_the_claim_s_model_of_its_kind()
     def tried(R, temperature):
         return [{"T": 32, "setting": {"R": R}, "nll": 3.0, "temperature": temperature}]
 
-    cfg = ablate.parse_args("--no-claimed --paths posterior soft recorded".split())
-    tuning = {"dsl/posterior": tried(8, 1.0), "masked/posterior": tried(2, 2.0), "dsl/soft": tried(16, 3.0), "dsl/recorded": tried(4, 4.0),
+    cfg = ablate.parse_args("--no-claimed --paths posterior soft recorded mend-recorded".split())
+    tuning = {"mdlm_more/mend-recorded": tried(5, 7.0), "mdlm/recorded": tried(5, 8.0),
+              "dsl/posterior": tried(8, 1.0), "masked/posterior": tried(2, 2.0), "dsl/soft": tried(16, 3.0), "dsl/recorded": tried(4, 4.0),
               "masked/recorded": tried(1, 5.0), "mdlm_more/recorded": tried(3, 6.0)}
     asked = [v for v in ablate.VARIANTS if v.name in ("scratch", "scratch_masks", "mdlm_scratch_slow")]
     plan = ablate.all_cells(cfg, asked, {"tuning": tuning})
@@ -56,7 +57,7 @@ def test_a_model_is_sampled_with_the_settings_of_the_claim_s_model_of_its_kind()
     assert heat == pytest.approx({
         ("dsl_scratch", "posterior/16"): 1.0, ("dsl_scratch", "soft/16"): 3.0, ("dsl_scratch", "recorded/16"): 4.0,
         ("dsl_scratch_masks", "posterior/16"): 2.0, ("dsl_scratch_masks", "soft/16"): 3.0, ("dsl_scratch_masks", "recorded/16"): 5.0,
-        ("mdlm_scratch_slow", "recorded/16"): 6.0})  # what was not tuned for the control is as for DSL
+        ("mdlm_scratch_slow", "recorded/16"): 6.0, ("mdlm_scratch_slow", "mend-recorded/16"): 7.0})  # what a kind lacks is as DSL's, or not
 
 
 def test_ratios_of_steps_by_the_same_path_and_by_the_best():
@@ -86,8 +87,12 @@ def test_mdlms_mend_by_lookup_and_the_others_by_evidence(tmp_path, monkeypatch):
 
 def test_a_claim_of_several_mdlms_is_refused(tmp_path):
     (tmp_path / "each.json").write_text(json.dumps({"config": {"mdlm_per_seed": True}}))
-    with pytest.raises(Problem, match="has an MDLM for each seed"):
-        ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each"]))
+    for flags in ([], ["--no-claimed"], ["--only", "scratch"]):
+        with pytest.raises(Problem, match="has an MDLM for each seed"):
+            ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", *flags]))
+    with pytest.raises(Problem, match="lacks settings for mend"):  # what starts from scratch goes on from none
+        (tmp_path / "each.json").write_text(json.dumps({"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, "tuning": {}}))
+        ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", "--no-claimed", "--only", "scratch", "--paths", "mend"]))
 
 
 def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):

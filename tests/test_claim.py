@@ -169,7 +169,9 @@ def test_where_each_seed_has_an_mdlm_of_its_own_the_ratio_is_that_of_pairs():
     rest = ({key: float(key[1]) for key in every}, "dsl/posterior", ["mdlm_more/remdm"], [4, 8], steps)
     paired, apart = (claim.ratio_report(point, claim.bootstrap(every, 2.95, paired=how), *rest, seeds * how)["at"][8]
                      for how in (True, False))
-    assert paired["by_seed"] == pytest.approx([4, 4, 4], rel=0.05) and "by_seed" not in apart
+    assert paired["by_seed"] == pytest.approx([4, 4, 4], rel=0.05) and "by_seed" not in apart and "student" not in apart
+    logs = np.log(paired["by_seed"])  # 4.303: Student's t of three values
+    assert np.log(paired["student"]) == pytest.approx(logs.mean() + np.array([-1, 1]) * 4.303 * logs.std(ddof=1) / 3**0.5)
     assert np.diff(paired["interval"])[0] < 0.2 * np.diff(apart["interval"])[0]
 
 
