@@ -150,8 +150,7 @@ def sample_all(cfg, tasks, what):
     os.environ["TQDM_DISABLE"] = "1"  # of the workers, which start anew
     with (concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
           tqdm(total=sum(cost), desc=what, unit=" steps", disable=False) as bar):
-        order = sorted(range(len(tasks)), key=lambda i: -cost[i])
-        jobs = {pool.submit(work, cfg, tasks[i], threads): cost[i] for i in order}
+        jobs = {pool.submit(work, cfg, tasks[i], threads): cost[i] for i in sorted(range(len(tasks)), key=lambda i: -cost[i])}
         try:
             for job in concurrent.futures.as_completed(jobs):
                 job.result()
@@ -308,8 +307,9 @@ def again(cfg):
     name, T = cfg.cell.rsplit("/", 1)
     cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")},  # a younger flag was empty
                   mdlm_per_seed=stored["config"].get("mdlm_per_seed", False))
-    plan, model = trainings(cfg, stored["learning_rates"], cfg.training_seeds), name.split("/")[0]
-    train_all(cfg, {key: plan[key] for key in plan if key in ("mdlm", "judge", model) or key.startswith(("mdlm-", f"{model}-"))})
+    plan = trainings(cfg, stored["learning_rates"], cfg.training_seeds)
+    wanted = ("judge", "ar") if name == "ar/ar" else ("judge", "mdlm", name.split("/")[0])
+    train_all(cfg, {folder: argv for folder, argv in plan.items() if folder.split("-")[0] in wanted})
     (judge, *_), entropy_of_data = prepare(cfg), stored["data"]["entropy"][0]
     (c,) = draw(cfg, stored["tuning"], judge, entropy_of_data, "_again", (name, int(T)))[0].values()
     value = at_entropy(c["nll"], c["entropy"], entropy_of_data)

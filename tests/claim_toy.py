@@ -35,6 +35,7 @@ def toy(tmp_path, monkeypatch):
                                                Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
     monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
     monkeypatch.setattr(reproduce, "FINALS", (8, 16))
+    monkeypatch.setattr(reproduce, "GAMMAS", (1.0, 8.0))
     monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
     ran = []
 
