@@ -14,14 +14,14 @@ import torch
 # ---- masked diffusion: tokens jump between 0 and inf -------------------------------------------------------------------------
 
 
-def jump(state, alpha, alpha_next, remask, per_token=None, floor=0.0):
+def jump(state, alpha, alpha_next, remask, forgets=None, floor=0.0):
     """From a share alpha of revealed tokens to alpha_next (ReMDM, equations 7 and 8).
 
-    A revealed token is forgotten with probability remask (or per_token (B, L), of the same mean), down to the SNR `floor`; another is
-    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). Whatever remask is, the revealed share then stays alpha'.
+    A revealed token is forgotten with probability remask, or those that `forgets` (B, L) names, as many on average, down to the SNR
+    `floor`; another is revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). So the revealed share stays alpha'.
     """
     number = state.places("jump")
-    forgets = state.revealed & (number < (remask if per_token is None else per_token))
+    forgets = state.revealed & (number < remask) if forgets is None else forgets
     reveals = ~state.clean & (number < (alpha_next - (1 - remask) * alpha) / (1 - alpha))
     return state.snr.masked_fill(forgets, floor).masked_fill(reveals, torch.inf)
 
@@ -51,7 +51,7 @@ def remdm_conf(state, j, T):
     r_max, some = limit(j / T, (j + 1) / T), state.revealed.any(1, keepdim=True)
     share = (-state.recorded).masked_fill(~state.revealed, -torch.inf).masked_fill(~some, 0.0).softmax(1)
     mean = some * r_max / ((~state.given).sum(1, keepdim=True) * max(j / T, 1e-9))  # r_max over the expected number of revealed tokens
-    return jump(state, j / T, (j + 1) / T, mean, r_max * share)
+    return jump(state, j / T, (j + 1) / T, mean, state.revealed & (state.places("jump") < r_max * share))
 
 
 def remdm_loop(state, j, T, t_on=0.55, t_off=0.05, alpha_on=0.9):
@@ -79,13 +79,17 @@ def forward_backward(state, j, T):
 # ---- the same number of remasks, but chosen ----------------------------------------------------------------------------------
 
 
-def by_doubt(state, r, confidence):
-    """Probabilities (B, L) to forget a share r of the revealed tokens: in proportion to (1 - p)^gamma for p (B, L) = confidence(). Where
-    that asks for a token more than once they are fewer."""
+def by_doubt(state, r, confidence, spread):
+    """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence(). Where that asks
+    for a token more than once they are fewer. So are they if `spread`: of those less than 3 apart only the most doubtful is forgotten, as
+    tokens that are drawn at once know nothing of each other."""
     doubt = state.cfg.gamma * (1 - confidence()).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)
     share = doubt.masked_fill(~state.revealed, -torch.inf).masked_fill(~some, 0.0).softmax(1)
-    return (r * state.revealed.sum(1, keepdim=True) * share).clamp(max=1)
+    wanted = r * state.revealed.sum(1, keepdim=True) * share
+    chosen = state.revealed & ((state.spread if spread else state.uniform)("jump") < wanted)
+    nearby = torch.nn.functional.max_pool1d(wanted.masked_fill(~chosen, 0.0), 5, stride=1, padding=2)
+    return chosen & (wanted >= nearby) if spread else chosen
 
 
 def doubtful(state, j, T, confidence, floor=0.0):
@@ -94,7 +98,7 @@ def doubtful(state, j, T, confidence, floor=0.0):
     r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
     if r == 0 or not state.revealed.any():  # the last step: nothing to ask the network
         return jump(state, j / T, (j + 1) / T, r)
-    return jump(state, j / T, (j + 1) / T, r, by_doubt(state, r, confidence), floor)
+    return jump(state, j / T, (j + 1) / T, r, by_doubt(state, r, confidence, state.cfg.order == "spread"), floor)
 
 
 def posterior(state, j, T):
@@ -144,8 +148,7 @@ def ar(state, j, T):
 
 def draft_and_mend(state, j, T, confidence):
     """Write a whole draft in the first K = draft x T steps, evenly spread positions first. From the last of these on forget doubtful
-    tokens, (T - 1 - j) / T of those written before, fewer each time (as Mask-Predict, which has no draft), spread evenly where they are
-    as doubtful, and write them a step later."""
+    tokens, (T - 1 - j) / T of those written before, fewer each time (as Mask-Predict, which has no draft), and write them a step later."""
     K = max(1, round(state.cfg.draft * T))
     if j < K:
         target = lowest_first(state, j, K, state.spread("order", once=True))
@@ -153,7 +156,7 @@ def draft_and_mend(state, j, T, confidence):
         target = state.snr.masked_fill(~state.clean, torch.inf)
     if j < K - 1 or j == T - 1 or not state.revealed.any():
         return target
-    return target.masked_fill(state.revealed & (state.spread("jump") < by_doubt(state, (T - 1 - j) / T, confidence)), 0.0)
+    return target.masked_fill(by_doubt(state, (T - 1 - j) / T, confidence, spread=True), 0.0)
 
 
 def mend(state, j, T):

@@ -39,6 +39,19 @@ def test_a_spread_order_one_at_a_time_is_exact_and_several_at_a_time_lie_far_apa
             before = state.clean
 
 
+@pytest.mark.parametrize("path, order", [("recorded", "spread"), ("recorded", "independent"), ("mend-recorded", "independent")])
+def test_of_doubtful_tokens_close_together_only_the_most_doubtful_is_forgotten(path, order):
+    """Three wrong tokens side by side and a fourth further on, all others certain: a share that would take them all, in 50 texts."""
+    cfg = replace(EXACT, length=16, order=order, eta=3 / 8, gamma=1.0)
+    state = State(Wide(ExactDenoiser(), 16), range(50), cfg, masked(Wide(ExactDenoiser(), 16), 16, 50))
+    state.x.fill_(1)
+    state.snr.fill_(torch.inf)
+    state.recorded[:] = torch.tensor([1.0] * 4 + [0.1, 0.0, 0.1, 1.0, 0.1] + [1.0] * 7)
+    lost = (PATHS[path](state, 4, 8) == 0).sum(0)
+    every = path == "recorded" and order == "independent"
+    assert lost[[4, 5, 6, 8]].tolist() == ([50] * 4 if every else [0, 50, 0, 50]) and lost.sum() == (200 if every else 100)
+
+
 @pytest.mark.parametrize("path, order, apart", [("recorded", "spread", 5), ("remdm-cap", "spread", 5), ("mend-recorded", "independent", 5),
                                                 ("recorded", "independent", 1)])
 def test_what_is_forgotten_at_once_lies_as_far_apart(path, order, apart):
@@ -76,7 +89,7 @@ def test_mdlm_with_many_steps_is_nearly_exact_and_with_one_is_not():
 JUMPS = ("mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf", "forward-backward", "posterior", "soft", "recorded")
 
 
-@pytest.mark.parametrize("path, order", [*((path, "independent") for path in JUMPS), ("mdlm", "spread"), ("posterior", "spread")])
+@pytest.mark.parametrize("path, order", [*((path, "independent") for path in JUMPS), ("mdlm", "spread"), ("remdm-cap", "spread")])
 def test_jumps_keep_the_revealed_share_at_alpha(path, order):
     """Also where remasks are chosen: clamping at 1 could only break it if one token took the whole budget, and here none does."""
     n, T, L = 300, 10, 24
