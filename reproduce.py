@@ -3,7 +3,7 @@
     make reproduce                                             # what decides it: three seeds, each with an MDLM of its own; see Makefile
     python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list prints it
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
-    python reproduce.py --data english --tuning results/claim_order_tuning.json --results out/again  # tune only what was not tried there
+    python reproduce.py --data english --tuning results/claim_spread_tuning.json --results out/again  # tune only what was not tried there
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
 to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at several learning rates and
