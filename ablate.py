@@ -34,7 +34,7 @@ class Config:
     data: str = arg("pydocs", "as in reproduce.py")
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "as in reproduce.py: its checkpoints are read, or trained; those of the variants come beside them")
-    claim: str = arg("results/claim", "--results of reproduce.py")
+    claim: str = arg("results/claim", "--results of reproduce.py; of a run of several MDLMs only with --no-claimed and models from scratch")
     results: str = arg("", "where the table goes: NAME.json, and NAME_correction.json with its figure; empty: results/ablations, or with "
                            "--only results/ablations_only")
     calls: tuple[int, ...] = arg((16,), "T of the samples")
@@ -45,7 +45,7 @@ class Config:
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
     claimed: bool = arg(True, "ask the claim's own models as well")
     list: bool = arg(False, "print the variants, and exit")
-    mdlm_per_seed = False  # not a flag here: all of the claim's models go on from one MDLM
+    mdlm_per_seed = False  # not a flag here: what goes on from an MDLM goes on from one
 
     def __post_init__(self):
         try:
@@ -204,10 +204,10 @@ def plan_all(cfg, variants, published):
 
 
 def cells(cfg, name, paths, published, settings_of, own):
-    """{(name, "path/T"): the sampler's command lines for each seed at two temperatures, with the claim's settings of a model, or of DSL}.
-    `own` is {seed: flags of its own}."""
+    """{(name, "path/T"): the sampler's command lines for each seed at two temperatures, with the claim's settings of a kind of model; what
+    was tuned for none like it is left out}. `own` is {seed: flags of its own}."""
     plan, fixed, tag = {}, {curve.path: curve.fixed for curve in CURVES}, f"_ablation{cfg.tune or ''}"
-    like = (settings_of, *(("mdlm_more", "mdlm") if settings_of.startswith("mdlm") else ()), "dsl")  # the next where one was not tuned
+    like = ("mdlm_more", "mdlm", "dsl") if settings_of.startswith("mdlm") else (settings_of, "dsl")  # the next where one was not tuned
     for path, T in itertools.product(paths, cfg.calls):
         if not (tried := [of for model in like if (of := published["tuning"].get(f"{model}/{path}"))]):
             continue
@@ -273,10 +273,10 @@ def published_settings(cfg, variants):
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
     if published["config"].get("mdlm_per_seed") and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
         raise Problem(f"{cfg.claim}.json has an MDLM for each seed, and these go on from one: name the --claim of another run, or "
-                      '--no-claimed --only "scratch.*"')
+                      '--no-claimed --only ".*scratch.*"')
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
-    if untuned := set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}:
+    if untuned := sorted(set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}):
         raise Problem(f"{cfg.claim}.json lacks settings for {', '.join(untuned)}: leave them out of --paths, or run reproduce.py with them")
     return published
 

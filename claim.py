@@ -101,8 +101,8 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     cannot fall below 1. Infinity is "more than the longest run": it counts as what that run would give, and `censored` says how often that
     was; `floored` how often the baseline's shortest run was good enough already, so that it might have needed fewer calls, or was better
     than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks.
-    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and its interval by Student's t: that of the bootstrap is hardly wider
-    than the range of a few seeds."""
+    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and, if none of these is cut off at either end, its interval by
+    Student's t: that of the bootstrap is hardly wider than the range of a few seeds."""
     longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)
     shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
@@ -121,9 +121,10 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
 
     each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
     for i, T in enumerate(at) if seeds else ():
-        each[T]["by_seed"] = [float(min(ratios(values, nfe, ours, names, [T], steps)[0], cap[i])) for values in seeds]
-        middle, half = difference(np.log(each[T]["by_seed"]), np.zeros(len(seeds)), paired=True)
-        each[T]["student"] = [math.exp(middle - half), math.exp(middle + half)]
+        found = np.minimum([ratios(values, nfe, ours, names, [T], steps)[0] for values in seeds], cap[i])
+        middle, half = difference(np.log(found), np.zeros(len(seeds)), paired=True)
+        known = ((found < cap[i]) & (found >= 1.01 * floor[i])).all()
+        each[T] |= {"by_seed": found.tolist(), "student": [math.exp(middle - half), math.exp(middle + half)] if known else [math.nan] * 2}
     means = np.exp(np.log(np.minimum(whole, cap[seen])).mean(1)) if len(whole) > REPLICATES / 2 else [math.nan]
     low, high = np.percentile(means, [2.5, 97.5])
     asked = itertools.chain(((ours, T) for T in at), itertools.product(names, steps))

@@ -17,8 +17,8 @@ import torch
 def jump(state, alpha, alpha_next, remask, forgets=None, floor=0.0):
     """From a share alpha of revealed tokens to alpha_next (ReMDM, equations 7 and 8).
 
-    A revealed token is forgotten with probability remask, or those that `forgets` (B, L) names, as many on average, down to the SNR
-    `floor`; another is revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). So the revealed share stays alpha'.
+    A revealed token is forgotten with probability remask, or those that `forgets` (B, L) names, down to the SNR `floor`; another is
+    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). If as many are forgotten, the revealed share stays alpha'.
     """
     number = state.places("jump")
     forgets = state.revealed & (number < remask) if forgets is None else forgets
@@ -81,8 +81,8 @@ def forward_backward(state, j, T):
 
 def by_doubt(state, r, confidence, spread):
     """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence(). Where that asks
-    for a token more than once they are fewer. So are they if `spread`: of those less than 3 apart only the most doubtful is forgotten, as
-    tokens that are drawn at once know nothing of each other."""
+    for a token more than once they are fewer. So are they if `spread`, a third at most: as tokens that are drawn at once know nothing of
+    each other, a chosen one stays if there is another less than 3 apart that is more doubtful (not if they are equal, as at gamma 0)."""
     doubt = state.cfg.gamma * (1 - confidence()).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)
     share = doubt.masked_fill(~state.revealed, -torch.inf).masked_fill(~some, 0.0).softmax(1)
@@ -93,8 +93,8 @@ def by_doubt(state, r, confidence, spread):
 
 
 def doubtful(state, j, T, confidence, floor=0.0):
-    """Forget as many tokens as ReMDM-cap would (eta is R / T by default), chosen `by_doubt`; where they are fewer, the text runs somewhat
-    ahead of its schedule."""
+    """Forget as many tokens as ReMDM-cap would (eta is R / T by default), chosen `by_doubt`; where they are fewer, the text runs ahead of
+    its schedule: far ahead in a spread order with much remasking, where it is whole from halfway on."""
     r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
     if r == 0 or not state.revealed.any():  # the last step: nothing to ask the network
         return jump(state, j / T, (j + 1) / T, r)
@@ -148,7 +148,8 @@ def ar(state, j, T):
 
 def draft_and_mend(state, j, T, confidence):
     """Write a whole draft in the first K = draft x T steps, evenly spread positions first. From the last of these on forget doubtful
-    tokens, (T - 1 - j) / T of those written before, fewer each time (as Mask-Predict, which has no draft), and write them a step later."""
+    tokens, at most (T - 1 - j) / T of those written before (as Mask-Predict, which has no draft) and as many as lie far enough apart, and
+    write them a step later."""
     K = max(1, round(state.cfg.draft * T))
     if j < K:
         target = lowest_first(state, j, K, state.spread("order", once=True))

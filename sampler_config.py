@@ -28,8 +28,9 @@ class Config:
     nucleus: str = arg("usual", "what becomes of the token that crosses top_p: usual keeps it, remdm drops it (but never the likeliest)",
                        choices=("usual", "remdm"))
     temperature: float = arg(1.0, "divides the logits; 0 takes the likeliest token")
-    order: str = arg("independent", "positions that are revealed or forgotten at once: independent of each other, or spread evenly over "
-                                    "the text, as letters drawn side by side know nothing of each other", choices=("independent", "spread"))
+    order: str = arg("independent", "positions that are revealed or forgotten at once: independent of each other, or spread over the text, "
+                                    "as letters drawn side by side know nothing of each other; mend and mend-recorded spread them always",
+                     choices=("independent", "spread"))
     # knobs of single paths
     remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token")
     eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, the published value for remdm-*")

@@ -167,11 +167,13 @@ def test_where_each_seed_has_an_mdlm_of_its_own_the_ratio_is_that_of_pairs():
     point = {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in every.items()}
     seeds = [{key: claim.by_seed(c, 2.95)[s] for key, c in every.items()} for s in range(3)]
     rest = ({key: float(key[1]) for key in every}, "dsl/posterior", ["mdlm_more/remdm"], [4, 8], steps)
-    paired, apart = (claim.ratio_report(point, claim.bootstrap(every, 2.95, paired=how), *rest, seeds * how)["at"][8]
-                     for how in (True, False))
+    both = [claim.ratio_report(point, claim.bootstrap(every, 2.95, paired=how), *rest, seeds * how)["at"] for how in (True, False)]
+    paired, apart = (at[8] for at in both)
     assert paired["by_seed"] == pytest.approx([4, 4, 4], rel=0.05) and "by_seed" not in apart and "student" not in apart
     logs = np.log(paired["by_seed"])  # 4.303: Student's t of three values
     assert np.log(paired["student"]) == pytest.approx(logs.mean() + np.array([-1, 1]) * 4.303 * logs.std(ddof=1) / 3**0.5)
+    near = claim.ratio_report(point, claim.bootstrap(every, 2.95), rest[0], rest[1], rest[2], [16], (4, 8, 16, 32), seeds)["at"][16]
+    assert np.isnan(near["student"]).all() and near["by_seed"] == [2, 2, 2]  # 32 calls are the longest run there, and not good enough
     assert np.diff(paired["interval"])[0] < 0.2 * np.diff(apart["interval"])[0]
 
 
