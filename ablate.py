@@ -290,8 +290,10 @@ def main(cfg):
           flush=True)
     folders = {name: [folder] for name, folder in cfg.models.items()} | {
         v.model: [v.folder(cfg, seed) for seed in v.seeds(cfg)] for v in variants if v.flags}
+    if not (plan := all_cells(cfg, variants, published)):  # to be known before anything is trained
+        raise Problem(f"{cfg.claim}.json has settings for none of these models by --paths {' '.join(cfg.paths)}: ask by others")
     trained = train_all(cfg, plan_all(cfg, variants, published))
-    (judge, *_, (target, _)), plan = prepare(cfg), all_cells(cfg, variants, published)
+    judge, *_, (target, _) = prepare(cfg)
     sample_all(cfg, list(plan.values()), "sampling")
     found = arrays(cfg, plan, judge)
     errors = {key: spread(draws) for key, draws in bootstrap(found, target).items()}

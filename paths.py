@@ -82,14 +82,17 @@ def forward_backward(state, j, T):
 def by_doubt(state, r, confidence, spread):
     """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence(). Where that asks
     for a token more than once they are fewer. So are they if `spread`, a third at most: as tokens that are drawn at once know nothing of
-    each other, a chosen one stays if there is another less than 3 apart that is more doubtful (not if they are equal, as at gamma 0)."""
+    each other, a chosen one stays if there is another less than 3 apart that is more doubtful."""
     doubt = state.cfg.gamma * (1 - confidence()).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)
     share = doubt.masked_fill(~state.revealed, -torch.inf).masked_fill(~some, 0.0).softmax(1)
     wanted = r * state.revealed.sum(1, keepdim=True) * share
-    chosen = state.revealed & ((state.spread if spread else state.uniform)("jump") < wanted)
-    nearby = torch.nn.functional.max_pool1d(wanted.masked_fill(~chosen, 0.0), 5, stride=1, padding=2)
-    return chosen & (wanted >= nearby) if spread else chosen
+    number = (state.spread if spread else state.uniform)("jump")
+    chosen = state.revealed & (number < wanted)
+    if spread:
+        rank = (wanted - 1e-9 * number).masked_fill(~chosen, -1.0)  # of equals, as all are at gamma 0, one too
+        chosen &= rank >= torch.nn.functional.max_pool1d(rank, 5, stride=1, padding=2)
+    return chosen
 
 
 def doubtful(state, j, T, confidence, floor=0.0):

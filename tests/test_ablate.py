@@ -85,7 +85,7 @@ def test_mdlms_mend_by_lookup_and_the_others_by_evidence(tmp_path, monkeypatch):
     assert {name: (row["fixed_at_98"][0], row["auc"][0]) for name, row in found.items()} == {"mdlm": (0.1, 0.1), "masked-0": (0.2, 0.2)}
 
 
-def test_a_claim_of_several_mdlms_is_refused(tmp_path):
+def test_a_claim_of_several_mdlms_is_for_models_from_scratch_alone(tmp_path):
     (tmp_path / "each.json").write_text(json.dumps({"config": {"mdlm_per_seed": True}}))
     for flags in ([], ["--no-claimed"], ["--only", "scratch"]):
         with pytest.raises(Problem, match="has an MDLM for each seed"):
@@ -93,6 +93,10 @@ def test_a_claim_of_several_mdlms_is_refused(tmp_path):
     with pytest.raises(Problem, match="lacks settings for mend"):  # what starts from scratch goes on from none
         (tmp_path / "each.json").write_text(json.dumps({"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, "tuning": {}}))
         ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", "--no-claimed", "--only", "scratch", "--paths", "mend"]))
+    each = {"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, "tuning": {"mdlm_more/mend-recorded": []}}
+    with pytest.raises(Problem, match="has settings for none of these models by --paths mend-recorded"):
+        (tmp_path / "each.json").write_text(json.dumps(each))
+        ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", "--no-claimed", "--only", "scratch", "--paths", "mend-recorded"]))
 
 
 def test_ablations_ask_every_variant_the_same(toy, tmp_path, monkeypatch, capsys):

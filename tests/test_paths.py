@@ -46,7 +46,7 @@ def test_of_doubtful_tokens_close_together_only_the_most_doubtful_is_forgotten(p
     state = State(Wide(ExactDenoiser(), 16), range(50), cfg, masked(Wide(ExactDenoiser(), 16), 16, 50))
     state.x.fill_(1)
     state.snr.fill_(torch.inf)
-    state.recorded[:] = torch.tensor([1.0] * 4 + [0.1, 0.0, 0.1, 1.0, 0.1] + [1.0] * 7)
+    state.recorded[:] = torch.tensor([1.0] * 4 + [0.1, 0.0, 0.1, 1.0, 0.05] + [1.0] * 7)
     lost = (PATHS[path](state, 4, 8) == 0).sum(0)
     every = path == "recorded" and order == "independent"
     assert lost[[4, 5, 6, 8]].tolist() == ([50] * 4 if every else [0, 50, 0, 50]) and lost.sum() == (200 if every else 100)
@@ -104,7 +104,8 @@ def test_jumps_keep_the_revealed_share_at_alpha(path, order):
 @pytest.mark.parametrize("path", ["mend", "mend-recorded"])
 def test_mend_writes_a_draft_and_forgets_fewer_tokens_each_time(path):
     """At gamma 0 all are alike: 6 of 10 steps reveal 4 of 24 tokens each, the last of them forgets 0.4 of the 20 that it was shown, and
-    each of the others 0.1 less of what it was shown, having written what was missing. 300 texts."""
+    each of the others 0.1 less of what it was shown, having written what was missing; of 0.3 and more not all, as no two are less than 3
+    apart. 300 texts."""
     n, T, L, shown = 300, 10, 24, 0
     states = sample(Wide(ExactDenoiser(), L), range(n), replace(EXACT, length=L, path=path, steps=T, draft=0.6, gamma=0.0))
     for j, state in enumerate(states):
@@ -113,7 +114,10 @@ def test_mend_writes_a_draft_and_forgets_fewer_tokens_each_time(path):
             assert (missing == L - 4 * j).all()
         else:
             mean, stderr = mean_and_stderr(missing - (T - j) / T * shown)
-            assert abs(mean) <= Z * stderr and (j < T or missing.sum() == 0)
+            assert mean <= Z * stderr if j < 8 else abs(mean) <= Z * stderr
+            at = (~state.clean).nonzero()
+            gaps = (at[1:] - at[:-1])[at[1:, 0] == at[:-1, 0], 1]
+            assert missing.sum() == 0 if j == T else missing.sum() > 0 and (gaps >= 3).all()
         shown = L - missing
 
 
