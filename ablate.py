@@ -45,7 +45,7 @@ class Config:
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
     claimed: bool = arg(True, "ask the claim's own models as well")
     list: bool = arg(False, "print the variants, and exit")
-    mdlm_per_seed = False  # not a flag here: what goes on from an MDLM goes on from one
+    mdlm_per_seed = from_scratch = False  # no flags here: what goes on from an MDLM goes on from one
 
     def __post_init__(self):
         try:

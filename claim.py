@@ -12,6 +12,7 @@ import math
 import zlib
 
 import numpy as np
+from tqdm import tqdm
 
 from metrics import distinct, mauve, ngram_js
 
@@ -62,7 +63,7 @@ def bootstrap(cells, target, seeds=True, paired=False):
     """{key: {"nll", "entropy", "nfe"}} -> {key: matched NLL in REPLICATES resamples (nan where it cannot be matched)} of training seeds and
     texts or, without `seeds`, of texts alone."""
     out = {}
-    for key, c in cells.items():
+    for key, c in tqdm(cells.items(), "bootstrap", leave=False):
         draws = [resampled(c["nll"].shape, key, b, seeds, paired) for b in range(REPLICATES)]
         out[key] = np.array([at_entropy(c["nll"][at], c["entropy"][at], target) for at in draws])
     return out
@@ -101,8 +102,8 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     cannot fall below 1. Infinity is "more than the longest run": it counts as what that run would give, and `censored` says how often that
     was; `floored` how often the baseline's shortest run was good enough already, so that it might have needed fewer calls, or was better
     than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks.
-    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and, if none of these is cut off at either end, its interval by
-    Student's t: that of the bootstrap is hardly wider than the range of a few seeds."""
+    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed`, each seed's texts against the other model's of the same seed, and, if
+    none of these is cut off at either end, its interval by Student's t: that of the bootstrap is hardly wider than the range of a few."""
     longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)
     shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
@@ -193,13 +194,13 @@ def compare_all(cells, pairs, steps, length, target, references, of_references, 
     "against_best", "against_published", "published_against_published" (the paper's literal claim), "same_rule", "controls" (these four
     against another model), "duels"}. `references` are at least as many real texts as a cell has, `of_references` their features."""
     boot, by_texts, table = bootstrap(cells, target, paired=paired), bootstrap(cells, target, seeds=False), {}
-    for key, c in cells.items():
+    for key, c in tqdm(cells.items(), "comparing with the data", leave=False):
         n = c["nll"].size
         table[key] = {"nll": [at_entropy(c["nll"], c["entropy"], target), spread(boot[key])], "text_stderr": spread(by_texts[key]),
                       **describe(c, target, references[:n], of_references[:n])}
     point, nfe = {key: row["nll"][0] for key, row in table.items()}, {key: row["nfe"] for key, row in table.items()}
     at, ours = [T for T in steps if T <= length / 4], pairs[0][0][0]
-    seeds = [dict(zip(table, values)) for values in zip(*(row["nll_by_seed"] for row in table.values()))] if paired else ()
+    seeds = [dict(zip(table, values)) for values in zip(*(row["nll_by_seed"] for row in table.values()))]
 
     def against(model):
         names = of_model(cells, model)
@@ -231,7 +232,7 @@ def claim_figure(plt, found, of_data):
     """NLL at the data's entropy against network calls: a panel for the samplers of each model; DSL's best in all of them."""
     calls = [row["nfe"] for row in found["cells"].values()]
     keys = [tuple(key.rsplit("/", 1)) for key in found["cells"]]
-    titles = {BASELINE: "MDLM, continued", "masked": "DSL's loss on masked texts alone", "dsl": "DSL, fine-tuned"}
+    titles = {BASELINE: "MDLM", "masked": "DSL's loss on masked texts alone", "dsl": "DSL"}
     shown = [model for model in titles if of_model(keys, model)]
     figure, panels = plt.subplots(1, len(shown), figsize=(6 * len(shown), 5), sharex=True, sharey=True, layout="constrained")
     for axes, model in zip(panels, shown):

@@ -105,12 +105,12 @@ def train_all(cfg, plan):
 
 def best_rates(cfg, found):
     """{model: the learning rate with the lowest validation value of the loss that the model is trained with}; equal effort for all."""
-    plan, lrs = trainings(cfg), SCALES[cfg.scale].lrs
+    plan = trainings(cfg)
 
     def loss(name):
         return own_loss(found[name]["validation"], train_args(plan[name]))
 
-    return {model: min(lrs[model], key=lambda lr: loss(f"{model}-lr{lr}")) for model in WAYS}
+    return {model: min(cfg.lrs[model], key=lambda lr: loss(f"{model}-lr{lr}")) for model in WAYS}
 
 
 # ---- sampling and judging ----------------------------------------------------------------------------------------------------
@@ -302,11 +302,11 @@ def again(cfg):
         raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(stored['cells'])}")
     if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    if (there := stored["config"]["out_dir"]) != cfg.out_dir and stored["config"].get("mdlm_per_seed"):
+    ways = {flag: stored["config"].get(flag, False) for flag in ("mdlm_per_seed", "from_scratch")}  # a younger flag was False
+    if (there := stored["config"]["out_dir"]) != cfg.out_dir and any(ways.values()):
         raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
     name, T = cfg.cell.rsplit("/", 1)
-    cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")},  # a younger flag was empty
-                  mdlm_per_seed=stored["config"].get("mdlm_per_seed", False))
+    cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")}, **ways)
     plan = trainings(cfg, stored["learning_rates"], cfg.training_seeds)
     wanted = ("judge", "ar") if name == "ar/ar" else ("judge", "mdlm", name.split("/")[0])
     train_all(cfg, {folder: argv for folder, argv in plan.items() if folder.split("-")[0] in wanted})
@@ -337,7 +337,7 @@ def main(cfg):
     pyplot()
     found = train_all(cfg, plan)
     rates = rates or best_rates(cfg, found)
-    print(f"learning rates {rates}, of {scale.lrs}", flush=True)
+    print(f"learning rates {rates}, of {cfg.lrs}", flush=True)
     found |= train_all(cfg, trainings(cfg, rates, cfg.training_seeds))
     save_json(f"{cfg.results}_training.json", learning_rates=rates, trainings=found)
     os.makedirs(f"{cfg.results}_logs", exist_ok=True)

@@ -30,6 +30,7 @@ class Config:
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
     seeds: tuple[int, ...] = arg((), "only these training seeds, two or more of those of the scale, each with as many texts. Empty: all")
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
+    from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
@@ -42,8 +43,11 @@ class Config:
             raise ValueError(f"--seeds are two (errors are over seeds) or more of {SCALES[self.scale].seeds}")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
-        if self.mdlm_per_seed and self.out_dir == type(self).out_dir:
-            raise ValueError(f"--mdlm_per_seed makes other models than are in {self.out_dir} without it: choose another --out_dir")
+        if (self.mdlm_per_seed or self.from_scratch) and self.out_dir == type(self).out_dir:
+            raise ValueError("--mdlm_per_seed and --from_scratch make other models than are in "
+                             f"{self.out_dir} without them: choose another --out_dir")
+        if self.mdlm_per_seed and self.from_scratch:
+            raise ValueError("--mdlm_per_seed is about what goes on from an MDLM, and with --from_scratch nothing does: choose one")
         if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
             raise ValueError("--tuning stands beside the numbers of an earlier run, which would be overwritten: name other --results")
         if self.cell and not re.fullmatch(r"[\w+-]+/[\w-]+/\d+", self.cell):
@@ -60,7 +64,14 @@ class Config:
 
     @property
     def curves(self):
-        return [curve for curve in CURVES if not self.paths or curve.path in (*self.paths, "ar")]
+        return [curve for curve in CURVES if (not self.paths or curve.path in (*self.paths, "ar"))
+                and not (self.from_scratch and curve.model == "mdlm")]  # mdlm_more is that MDLM then
+
+    @property
+    def lrs(self):
+        """{model: learning rates to choose from}; from scratch there is no choice."""
+        scale = SCALES[self.scale]
+        return {model: (scale.mdlm_lr if model == "mdlm_more" else scale.dsl_lr,) for model in WAYS} if self.from_scratch else scale.lrs
 
 
 def parse_args(argv=None, description=None):
@@ -73,25 +84,26 @@ class Scale(NamedTuple):
 
     network: str
     mdlm_lr: str  # of the MDLM that all go on from: its own loss weighs a text by 1/t and wants a lower rate than the preset's
-    pretrain: int  # steps of the MDLM
+    dsl_lr: str  # of DSL and the control from scratch
+    pretrain: int  # steps of the MDLM, and of what starts from scratch
     tune: int  # steps of what goes on from it
     ar: int  # steps of the judge and of the AR baseline; fewer, because an autoregressive model of this size needs fewer
     lrs: dict  # of each of WAYS
     steps: tuple
-    seeds: tuple  # of what goes on from the MDLM
+    seeds: tuple  # of the three ways
     tuning_texts: int  # at each of two temperatures; at 36 the choice of gamma alone moved NLLs by 0.1 [measured]
     texts: int  # of a cell, all its seeds and both temperatures, up to T = L / 2
     late_texts: int  # at larger T, where they cost most and change least
-    duel_texts: int  # of the cells in which the claim is decided
+    duel_texts: int  # of the cells in which the claim is decided, however few of the seeds are asked
 
 
-# how a model goes on from the MDLM: by MDLM's loss, by DSL's unweighted loss on masked texts alone, and by DSL
+# how a model goes on from the MDLM, or starts: by MDLM's loss, by DSL's unweighted loss on masked texts alone, and by DSL
 WAYS = {"mdlm_more": ["--objective", "mdlm"], "masked": ["--objective", "dsl", "--endpoint", "1"], "dsl": ["--objective", "dsl"]}
 LRS = {"mdlm_more": ("2.5e-4", "5e-4", "1e-3"), "masked": ("1e-3", "2e-3", "4e-3"), "dsl": ("4e-3", "8e-3", "1.6e-2")}  # [measured]
 GPU_LRS = ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3")  # DSL wants higher ones
 SCALES = {
-    "cpu": Scale("", "1e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), (0, 1, 2, 3, 4, 5), 100, 768, 144, 1020),
-    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", 20_000, 4000,
+    "cpu": Scale("", "1e-3", "4e-3", 9600, 2000, 4800, LRS, (4, 8, 16, 32, 64, 128, 256), (0, 1, 2, 3, 4, 5), 100, 768, 144, 1020),
+    "gpu": Scale("--n_layer 8 --n_head 8 --d_model 512 --length 256 --batch_size 128 --warmup 500 --lr 8e-4", "2e-4", "8e-4", 20_000, 4000,
                  20_000, {"mdlm_more": GPU_LRS[:4], "masked": GPU_LRS[:4], "dsl": GPU_LRS[1:]}, (4, 8, 16, 32, 64, 128, 256, 512),
                  (0, 1, 2), 200, 2400, 1200, 6000),
 }
@@ -145,16 +157,18 @@ def trainings(cfg, best=None, seeds=(0,)):
     """Folder -> flags of train.py, in order: with the learning rates to choose from, on the thrown-away seed, or, once `best` {model: rate}
     is known, with that and these `seeds`."""
     scale, seeds = SCALES[cfg.scale], seeds if best else (THROWN_AWAY,)
+    steps = scale.pretrain if cfg.from_scratch else scale.tune
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
     plan = {mdlm_of(cfg, seed): ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr,
-                                 "--seed", str(seed if cfg.mdlm_per_seed else 0)] for seed in seeds}
+                                 "--seed", str(seed if cfg.mdlm_per_seed else 0)]
+            for seed in seeds if not cfg.from_scratch}
     plan |= {"judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
              "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
     for seed, model in itertools.product(seeds, WAYS):
-        for lr in (best[model],) if best else scale.lrs[model]:
+        start = "scratch" if cfg.from_scratch else f"{cfg.out_dir}/{mdlm_of(cfg, seed)}/ckpt.pt"
+        for lr in (best[model],) if best else cfg.lrs[model]:
             plan[f"{model}-{seed}" if best else f"{model}-lr{lr}"] = [  # by its MDLM's own seed it would see the same masks again
-                *WAYS[model], "--init_from", f"{cfg.out_dir}/{mdlm_of(cfg, seed)}/ckpt.pt", "--max_steps", str(scale.tune),
-                "--lr", lr, "--seed", str(seed + 100 * cfg.mdlm_per_seed)]
+                *WAYS[model], "--init_from", start, "--max_steps", str(steps), "--lr", lr, "--seed", str(seed + 100 * cfg.mdlm_per_seed)]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
@@ -167,10 +181,12 @@ def earlier(cfg):
         with open(cfg.tuning) as f:
             stored = json.load(f)
         known = {key: stored[key] for key in ("learning_rates", "paths", "judge")}
+        if cfg.from_scratch:  # where they are settled
+            known["learning_rates"] = {model: lrs[0] for model, lrs in cfg.lrs.items()}
         rates = {model: known["learning_rates"][model] for model in WAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"{cfg.tuning} holds no tuning ({error}): name a NAME_tuning.json of an earlier run") from None
-    if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
+    if any(rate not in cfg.lrs[model] for model, rate in rates.items()):
         raise Problem(f"{cfg.tuning} chose {rates}, and --scale {cfg.scale} does not train all of these: use its own --scale or commit")
     return known
 
@@ -234,7 +250,8 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
-            each = (texts or (scale.texts if 2 * T <= length else scale.late_texts)) // (2 * len(scale.seeds))
+            of_cell = scale.texts if 2 * T <= length else scale.late_texts
+            each = texts // (2 * len(cfg.training_seeds)) if texts else of_cell // (2 * len(scale.seeds))
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, each, tag)
                                    for seed in cfg.training_seeds for factor in AROUND]
     return plan

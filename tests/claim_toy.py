@@ -29,7 +29,8 @@ def toy(tmp_path, monkeypatch):
         meta[split] = {"tokens": len(data), "bytes": len(data), "documents": 1, "sha256": "this text"}
     (tmp_path / "data" / "toy" / "meta.json").write_text(json.dumps(meta))
     network = "--n_layer 1 --n_head 1 --d_model 8 --length 16 --batch_size 4 --eval_windows 17 --dtype float32 --save_every 2"
-    scale = Scale(network, "1e-3", 4, 2, 4, dict.fromkeys(reproduce_config.WAYS, ("1e-3", "4e-3")), (4, 8, 16), (0, 1, 2), 4, 24, 12, 36)
+    lrs = dict.fromkeys(reproduce_config.WAYS, ("1e-3", "4e-3"))
+    scale = Scale(network, "1e-3", "4e-3", 4, 2, 4, lrs, (4, 8, 16), (0, 1, 2), 4, 24, 12, 36)
     monkeypatch.setattr(reproduce_config, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}], {"top_p": 0.9}),
                                                Curve("masked", "remdm", [{}], {"top_p": 0.9}), Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
                                                Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])

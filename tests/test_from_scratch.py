@@ -1,0 +1,65 @@
+"""reproduce.py --from_scratch: MDLM, the control and DSL by the same number of steps, none from another's end."""
+
+import json
+import shutil
+
+import pytest
+from train_config import parse_args as train_args
+
+import reproduce
+import reproduce_config
+from config import Problem
+from reproduce_config import Curve, parse_args, trainings
+
+FLAGS = "--data toy --workers 1 --from_scratch --seeds 0 2 --out_dir out/scratch --results results/scratch".split()
+
+
+def test_all_models_start_from_scratch_and_see_as_many_texts():
+    cfg = parse_args("--from_scratch --out_dir out/scratch".split())
+    rates = {model: lr for model, (lr,) in cfg.lrs.items()}
+    plan = trainings(cfg, rates, cfg.training_seeds)
+    mdlm = vars(train_args(trainings(parse_args([]))["mdlm"]))
+    for seed in cfg.training_seeds:
+        ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
+        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
+        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "out_dir"}
+        assert {name for name in mdlm if mdlm[name] != theirs[name]} <= {"seed", "out_dir"}  # the MDLM that the claim goes on from
+    assert len(plan) == 2 + 3 * len(cfg.training_seeds) and len(trainings(cfg)) == 2 + 3
+    assert "mdlm" not in {curve.model for curve in cfg.curves}
+
+
+@pytest.mark.parametrize("flags", ["--from_scratch", "--from_scratch --mdlm_per_seed --out_dir out/x"])
+def test_other_models_want_another_folder_and_one_way_to_start(flags, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(flags.split())
+    assert "choose" in capsys.readouterr().err
+
+
+def test_the_whole_from_scratch(toy, tmp_path, capsys):
+    """With the settings of a tuning after fine-tuning, whose rates are not taken; one cell anew needs its own model alone."""
+    cfg, ran = toy
+    reproduce_config.CURVES.append(Curve("mdlm", "remdm", [{}], {"top_p": 0.9}))
+    entry = {"T": 8, "setting": {}, "nll": 2.0, "temperature": 1.0}
+    known = {curve.name: [{**entry, "T": T, "setting": setting} for setting in curve.grid for T in (8, 16, 32)]
+             for curve in reproduce_config.CURVES if curve.path != "posterior"}
+    (tmp_path / "tuning.json").write_text(json.dumps({"learning_rates": {}, "paths": known, "judge": "another"}))
+    flags = [*FLAGS, "--calls", "4", "16", "--paths", "remdm", "--tuning", "tuning.json"]
+    reproduce.main(parse_args(flags))
+    started = {args.out_dir.split("/")[-1]: args for args in (train_args(command[2:]) for command in ran)}
+    assert started.keys() == {"judge", "ar", *(f"{model}-{seed}" for model in reproduce_config.WAYS for seed in (0, 2))}
+    assert {(args.init_from, args.max_steps) for args in started.values()} == {("scratch", 4)}
+    assert {name: args.lr for name, args in started.items() if name[-1] == "2"} == {"mdlm_more-2": 1e-3, "masked-2": 4e-3, "dsl-2": 4e-3}
+    found = json.loads((tmp_path / "results" / "scratch.json").read_text())
+    assert {key.split("/")[0] for key in found["cells"]} == {"ar", *reproduce_config.WAYS}
+    assert len(found["against_best"]["at"]["4"]["by_seed"]) == 2
+    assert [duel["num_samples"] for duel in found["duels"]] == [[36, 36]] * len(found["duels"])  # as many as with all three seeds
+    assert found["cells"]["masked/remdm/4"]["num_samples"] == 16
+
+    for name in ("dsl-0", "masked-2"):
+        shutil.rmtree(tmp_path / "out" / "scratch" / name)
+    cell = "--data toy --workers 1 --results results/scratch --cell dsl/remdm/4 --out_dir".split()
+    reproduce.main(parse_args([*cell, "out/scratch"]))
+    assert len(ran) == 9 and ran[-1][ran[-1].index("--out_dir") + 1] == "out/scratch/dsl-0"
+    assert "dsl/remdm/4: NLL at the data's entropy" in capsys.readouterr().out
+    with pytest.raises(Problem, match="say --out_dir out/scratch"):
+        reproduce.main(parse_args([*cell, "out/other"]))
