@@ -24,14 +24,12 @@ SOURCES = sorted(ROOT.glob("*.py"))
 
 
 def commands():
-    """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and Makefile recipes, as (script, flags)."""
-    make = (ROOT / "Makefile").read_text().replace("$*", "1").replace("$@", "x").replace("$(BIN)", "").replace("\\\n", " ")
-    for name, value in re.findall(r"^(\w+) \??= (.*)$", make, re.M):
-        make = make.replace(f"$({name})", value)
-    make = re.sub(r"\$\(if \$\(\w+\),[^,()]*,([^()]*)\)", r"\1", make)  # nothing is set
-    text = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)) + make
+    """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and of the Makefile, as (script, flags)."""
+    goals = ["demo results evaluate bench bench_gpu ablations", "reproduce", "reproduce SCRATCH=1"]
+    make = [subprocess.run(["make", "-nB", *of.split()], cwd=ROOT, capture_output=True, text=True, check=True).stdout for of in goals]
+    text = "\n".join([*re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S), *make])
     for line in text.replace("\\\n", " ").splitlines():
-        for command in re.split(r"&&|;|\||\$\(if", line):
+        for command in re.split(r"&&|;|\|", line):
             found = re.search(r"(?:python3?|torchrun)\s.*?(\w+\.py)(.*)", command.split(" #")[0])
             if found and (ROOT / found[1]).exists():
                 yield found[1], found[2].strip()
