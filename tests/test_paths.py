@@ -101,6 +101,16 @@ def test_jumps_keep_the_revealed_share_at_alpha(path, order):
         assert share == j / T if j in (0, T) else abs(share - j / T) < Z * stderr
 
 
+@pytest.mark.parametrize("path", ["recorded", "posterior", "soft"])
+def test_in_a_spread_order_with_much_remasking_the_text_runs_ahead_of_its_schedule(path):
+    """As fewer tokens are forgotten than revealing counts on: never behind, at T / 2 ahead by a tenth and more; 300 texts."""
+    n, T, L = 300, 10, 24
+    states = sample(Wide(ExactDenoiser(), L), range(n), replace(EXACT, length=L, path=path, steps=T, remask_budget=1024, order="spread"))
+    for j, state in enumerate(states):
+        share, stderr = mean_and_stderr(state.snr.isinf().double().flatten())
+        assert share == 1 if j == T else share >= j / T + (0.1 if j == T // 2 else 0) - Z * stderr
+
+
 @pytest.mark.parametrize("path", ["mend", "mend-recorded"])
 def test_mend_writes_a_draft_and_forgets_fewer_tokens_each_time(path):
     """At gamma 0 all are alike: 6 of 10 steps reveal 4 of 24 tokens each, the last of them forgets 0.4 of the 20 that it was shown, and
