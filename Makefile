@@ -64,19 +64,20 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 
 # The paper's claim, in two hours on two cores that are fast in bfloat16: an MDLM for each of three seeds, the paths and T that decide it, at the
 # rates and settings of results/claim_spread_tuning.json. On English prose where TEXT names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
-# With SCRATCH=1, in three, the same of models that all start from scratch, T to 256. With ALL=1, by estimate in four and a half, six seeds of one MDLM,
-# rates and settings chosen anew, every path, T to 256; and ablations, what that hangs on. Interrupted, they go on.
+# With FROM_SCRATCH=1, in three and a half by estimate, at these settings, MDLM, the control and DSL from scratch, T to 256. With ALL=1, in four and a half
+# by estimate, six seeds of one MDLM, rates and settings chosen anew, every path, T to 256; and ablations, what that hangs on. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
-KIND = $(if $(ALL),,$(if $(SCRATCH),_scratch,_mdlms))
+KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch,_mdlms))
 CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)
-MODELS = out/$(if $(ALL),reproduce,$(if $(SCRATCH),scratch,each))
-COMPARED = $(foreach who,dsl masked mdlm_more,$(MODELS)/$(who)-[0-9]/ckpt.pt)
-TUNED = --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
-FLAGS_mdlms = $(TUNED) soft --mdlm_per_seed --calls 4 8 16 32 64
-FLAGS_scratch = $(TUNED) --from_scratch
+FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch,each))
+COMPARED = $(foreach who,dsl masked mdlm_more,$(FOLDER)/$(who)-[0-9]/ckpt.pt)
+FLAGS =
+FLAGS_mdlms = --mdlm_per_seed --seeds 0 1 2 --calls 4 8 16 32 64 --tuning results/claim_spread_tuning.json \
+    --paths remdm recorded soft random mend mend-recorded
+FLAGS_scratch = --from_scratch --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
 reproduce: .venv/tested data/$(CORPUS)/meta.json
-	$(BIN)python reproduce.py --data $(CORPUS) --out_dir $(MODELS) --results $(CLAIM) $(FLAGS$(KIND))
+	$(BIN)python reproduce.py --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND))
 	$(BIN)python analyze.py correction --ckpt $(COMPARED) --out $(CLAIM)_correction
 	$(BIN)python analyze.py calibration --ckpt $(COMPARED) --out $(CLAIM)_calibration
 

@@ -34,7 +34,7 @@ class Config:
     data: str = arg("pydocs", "as in reproduce.py")
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "as in reproduce.py: its checkpoints are read, or trained; those of the variants come beside them")
-    claim: str = arg("results/claim", "--results of reproduce.py; of a run of several MDLMs only with --no-claimed and models from scratch")
+    claim: str = arg("results/claim", "--results of reproduce.py; of several MDLMs or none only with --no-claimed and models from scratch")
     results: str = arg("", "where the table goes: NAME.json, and NAME_correction.json with its figure; empty: results/ablations, or with "
                            "--only results/ablations_only")
     calls: tuple[int, ...] = arg((16,), "T of the samples")
@@ -271,8 +271,9 @@ def published_settings(cfg, variants):
             published = json.load(f)
     except FileNotFoundError:
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
-    if published["config"].get("mdlm_per_seed") and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
-        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, and these go on from one: name the --claim of another run, or "
+    other = any(published["config"].get(flag) for flag in ("mdlm_per_seed", "from_scratch"))
+    if other and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
+        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, and these go on from one: name the --claim of another run, or "
                       '--no-claimed --only ".*scratch.*"')
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")

@@ -4,7 +4,8 @@ A cell (model/path, T) holds arrays (S, 2, n): S training seeds, two temperature
 every cell is read at the entropy of the data, along the line through its two temperatures. Errors are bootstrapped over training seeds
 and texts within them, which sees the texts' noise twice and S seeds as too alike: it is sqrt(2 - 1/S) of the true error where only texts
 differ, sqrt(1 - 1/S) where only seeds do. So each seed's own value, and the error by texts alone, are kept beside it. Where models of
-one seed have more in common than their number, an MDLM from which they go on, they are `paired`: a resample draws the same seeds of all.
+one seed have more in common than their number, an MDLM from which they go on or, from scratch, weights that they start with and the texts
+of every step, they are `paired`: a resample draws the same seeds of all.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from metrics import distinct, mauve, ngram_js
 REPLICATES = 400
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # number of values -> Student's t
 PUBLISHED = "remdm"  # the path with ReMDM's published settings
-BASELINE, CONTROLS = "mdlm_more", ("masked",)  # what DSL is compared with: MDLM continued; and its unweighted loss on masked texts alone
+BASELINE, CONTROLS = "mdlm_more", ("masked",)  # what DSL is compared with: MDLM; and DSL's unweighted loss on masked texts alone
 
 
 def at_entropy(nll, entropy, target):
@@ -102,8 +103,8 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     cannot fall below 1. Infinity is "more than the longest run": it counts as what that run would give, and `censored` says how often that
     was; `floored` how often the baseline's shortest run was good enough already, so that it might have needed fewer calls, or was better
     than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks.
-    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed`, each seed's texts against the other model's of the same seed, and, if
-    none of these is cut off at either end, its interval by Student's t: that of the bootstrap is hardly wider than the range of a few."""
+    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and, if none of these is cut off at either end, its interval by
+    Student's t: that of the bootstrap is hardly wider than the range of a few seeds."""
     longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)
     shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
@@ -178,7 +179,7 @@ def of_model(cells, model):
 
 
 def opponents(point, ours, steps, length):
-    """The cells of target (a): DSL's path `ours` at T <= length / 4 against the best sampler of the continued MDLM at 4 T, and against
+    """The cells of target (a): DSL's path `ours` at T <= length / 4 against the best sampler of the BASELINE at 4 T, and against
     ReMDM's published settings at 8 T -> [(ours, other)]. `point` is {(model/path, T): matched NLL}."""
     at = [T for T in steps if T <= length / 4]
 
@@ -200,7 +201,7 @@ def compare_all(cells, pairs, steps, length, target, references, of_references, 
                       **describe(c, target, references[:n], of_references[:n])}
     point, nfe = {key: row["nll"][0] for key, row in table.items()}, {key: row["nfe"] for key, row in table.items()}
     at, ours = [T for T in steps if T <= length / 4], pairs[0][0][0]
-    seeds = [dict(zip(table, values)) for values in zip(*(row["nll_by_seed"] for row in table.values()))]
+    seeds = [dict(zip(table, values)) for values in zip(*(row["nll_by_seed"] for row in table.values()))] if paired else ()
 
     def against(model):
         names = of_model(cells, model)
@@ -232,7 +233,8 @@ def claim_figure(plt, found, of_data):
     """NLL at the data's entropy against network calls: a panel for the samplers of each model; DSL's best in all of them."""
     calls = [row["nfe"] for row in found["cells"].values()]
     keys = [tuple(key.rsplit("/", 1)) for key in found["cells"]]
-    titles = {BASELINE: "MDLM", "masked": "DSL's loss on masked texts alone", "dsl": "DSL"}
+    go_on = bool(of_model(keys, "mdlm"))  # else all are from scratch
+    titles = {BASELINE: "MDLM" + go_on * ", continued", "masked": "DSL's loss on masked texts alone", "dsl": "DSL" + go_on * ", fine-tuned"}
     shown = [model for model in titles if of_model(keys, model)]
     figure, panels = plt.subplots(1, len(shown), figsize=(6 * len(shown), 5), sharex=True, sharey=True, layout="constrained")
     for axes, model in zip(panels, shown):

@@ -2,6 +2,7 @@
 
     make reproduce                                             # what decides it: three seeds, each with an MDLM of its own; see Makefile
     python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list prints it
+    make reproduce FROM_SCRATCH=1                              # the three ways from scratch instead, for as many steps as that MDLM
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
     python reproduce.py --data english --tuning results/claim_spread_tuning.json --results out/again  # tune only what was not tried there
 
@@ -18,13 +19,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from config import Problem, run
 from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, WAYS
-from reproduce_config import best_path, beyond, cells, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at, tasks_of, trainings
+from reproduce_config import as_it_was, best_path, beyond, cells, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at, tasks_of
+from reproduce_config import trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -63,7 +65,8 @@ def train_one(cfg, name, argv, threads):
     path, log, asked = f"{cfg.out_dir}/{name}/ckpt.pt", f"{cfg.out_dir}/{name}.log", train_args(argv)
     mark, begun = Path(f"{cfg.out_dir}/{name}.start"), sha256(asked.init_from) if asked.init_from.endswith(".pt") else asked.init_from
     if os.path.exists(path) and mark.exists() and mark.read_text() != begun:
-        raise Problem(f"{path} started from another {asked.init_from} than is there now: delete {cfg.out_dir}/{name}, then run this again")
+        raise Problem(f"{path} started from another {asked.init_from} than is there now: choose another --out_dir, or delete "
+                      f"{cfg.out_dir}/{name}, then run this again")
 
     def result():
         ckpt = load_checkpoint(path)[1] if os.path.exists(path) else {"step": 0}
@@ -172,10 +175,10 @@ def toward(cold, hot, share):
 
 
 def train_to_tune(cfg, wanted, rates, judge, known):
-    """Train the models of the thrown-away seed that settings which --tuning lacks are tried on. Raises Problem if it had another judge."""
-    if known["judge"] != judge.key:
-        raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and was judged by another judge "
-                      "than is here, so that its NLLs and new ones do not compare: run this without --tuning")
+    """Train the models of the thrown-away seed to try what --tuning lacks on. Raises Problem if that would not compare."""
+    if (known["judge"], known["from_scratch"]) != (judge.key, cfg.from_scratch):
+        raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and had another judge or other "
+                      "models than are here, so that its NLLs and new ones do not compare: run this without --tuning")
     names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE} | {mdlm_of(cfg, THROWN_AWAY)}
     train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in names})
 
@@ -274,8 +277,8 @@ def claim(cfg, rates, known):
     """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
     tuning = tune_all(cfg, rates, judge, target[0], known)
-    save_json(f"{cfg.results}_tuning.json", judge=known.get("judge", judge.key), learning_rates=rates,
-              paths=known.get("paths", {}) | tuning)
+    chose = {"judge": judge.key, "learning_rates": rates, "from_scratch": cfg.from_scratch} | known
+    save_json(f"{cfg.results}_tuning.json", **chose | {"paths": known.get("paths", {}) | tuning})
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     pairs = opponents(point, ours, cfg.steps, judge.context)
@@ -283,7 +286,7 @@ def claim(cfg, rates, known):
     more = {key: larger[key] for pair in pairs for key in pair}  # MAUVE wants 1,000 texts
     sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
     found |= arrays(cfg, more, judge)
-    numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features, cfg.mdlm_per_seed)
+    numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features, cfg.mdlm_per_seed or cfg.from_scratch)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
     print(table(*claim_table(numbers, cfg.steps)))
@@ -300,13 +303,7 @@ def again(cfg):
     stored = json.loads(Path(f"{cfg.results}.json").read_text())
     if cfg.cell not in stored["cells"]:
         raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(stored['cells'])}")
-    if (cfg.data, cfg.scale) != (was := (stored["config"]["data"], stored["config"]["scale"])):
-        raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    ways = {flag: stored["config"].get(flag, False) for flag in ("mdlm_per_seed", "from_scratch")}  # a younger flag was False
-    if (there := stored["config"]["out_dir"]) != cfg.out_dir and any(ways.values()):
-        raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
-    name, T = cfg.cell.rsplit("/", 1)
-    cfg = replace(cfg, **{key: tuple(stored["config"].get(key, ())) for key in ("paths", "calls", "seeds")}, **ways)
+    cfg, (name, T) = as_it_was(cfg, stored["config"]), cfg.cell.rsplit("/", 1)
     plan = trainings(cfg, stored["learning_rates"], cfg.training_seeds)
     wanted = ("judge", "ar") if name == "ar/ar" else ("judge", "mdlm", name.split("/")[0])
     train_all(cfg, {folder: argv for folder, argv in plan.items() if folder.split("-")[0] in wanted})
@@ -319,7 +316,7 @@ def again(cfg):
 
 def main(cfg):
     known = earlier(cfg)
-    rates = known.get("learning_rates", {})
+    rates = {model: lr for model, (lr,) in cfg.lrs.items()} if known and cfg.from_scratch else known.get("learning_rates", {})
     plan, scale = trainings(cfg, rates, cfg.training_seeds), SCALES[cfg.scale]
     meta, length = load_meta(cfg.data, cfg.data_dir), train_args(plan["ar"]).length  # what is missing should be known first
     if meta["val"]["tokens"] < (needed := scale.duel_texts * length):
@@ -331,7 +328,8 @@ def main(cfg):
           f"where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
-                     *[f"and each way at the best of its rates, seeds {cfg.training_seeds}, with their MDLMs"] * (not rates), sep="\n")
+                     *[f"and each way at the best of its rates, seeds {cfg.training_seeds}, with the MDLMs they go on from, if from any"]
+                     * (not rates), sep="\n")
     if cfg.cell:
         return again(cfg)
     pyplot()

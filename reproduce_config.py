@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +24,12 @@ class Config:
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
-    tuning: str = arg("", "results/claim_spread_tuning.json, say: its learning rates, and its settings as far as they were tried there")
+    tuning: str = arg("", "results/claim_spread_tuning.json, say: its learning rates (not --from_scratch), and the settings tried there")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
-    seeds: tuple[int, ...] = arg((), "only these training seeds, two or more of those of the scale, each with as many texts. Empty: all")
+    seeds: tuple[int, ...] = arg((), "only these training seeds, two or more of those of the scale, each with as many texts, or more where "
+                                    "the claim is decided. Empty: all")
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
@@ -174,21 +175,35 @@ def trainings(cfg, best=None, seeds=(0,)):
 
 def earlier(cfg):
     """What the run that left --tuning chose, {} without that -> {"learning_rates": {model: rate}, "paths": {model/path: [...] as of
-    reproduce.tune_all}, "judge": its key}."""
+    reproduce.tune_all}, "judge": its key, "from_scratch": whether its models were}."""
     if not cfg.tuning:
         return {}
     try:
         with open(cfg.tuning) as f:
             stored = json.load(f)
         known = {key: stored[key] for key in ("learning_rates", "paths", "judge")}
-        if cfg.from_scratch:  # where they are settled
-            known["learning_rates"] = {model: lrs[0] for model, lrs in cfg.lrs.items()}
+        known["from_scratch"] = stored.get("from_scratch", False)  # which is younger than some
         rates = {model: known["learning_rates"][model] for model in WAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"{cfg.tuning} holds no tuning ({error}): name a NAME_tuning.json of an earlier run") from None
-    if any(rate not in cfg.lrs[model] for model, rate in rates.items()):
+    if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
         raise Problem(f"{cfg.tuning} chose {rates}, and --scale {cfg.scale} does not train all of these: use its own --scale or commit")
+    if known["from_scratch"] and not cfg.from_scratch:
+        raise Problem(f"{cfg.tuning} is of models from scratch, whose rates are others: name that of a run that went on from an MDLM")
     return known
+
+
+def as_it_was(cfg, stored):
+    """`cfg` with what says which models, cells and texts there were in the run whose config is `stored`. Raises Problem if it asks for
+    others."""
+    if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
+        raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
+    starts = {flag: stored.get(flag, False) for flag in ("mdlm_per_seed", "from_scratch")}  # a younger flag was False, or empty
+    if other := [flag for flag, value in starts.items() if getattr(cfg, flag) > value]:
+        raise Problem(f"{cfg.results}.json is not of a run with --{other[0]}: leave it out, or name the --results of such a run")
+    if (there := stored["out_dir"]) != cfg.out_dir and any(starts.values()):
+        raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
+    return replace(cfg, **{key: tuple(stored.get(key, ())) for key in ("paths", "calls", "seeds")}, **starts)
 
 
 def flags(curve, setting, T):
@@ -244,7 +259,8 @@ AROUND = (0.94, 1.06)
 
 def cells(cfg, tuning, length, tag="", texts=0, better=None):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures AROUND that of the data's entropy, which is
-    that of the tuning or, where `better` {key: temperature} knows one, that."""
+    that of the tuning or, where `better` {key: temperature} knows one, that. `texts` are of a cell, shared by its seeds, instead of the
+    scale's, of which each seed has its part."""
     plan, scale = {}, SCALES[cfg.scale]
     for curve in (curve for curve in cfg.curves if curve.name in tuning):  # a json may be older than some curves
         for T in cfg.steps if curve.path != "ar" else (length,):

@@ -28,11 +28,12 @@ def test_all_models_start_from_scratch_and_see_as_many_texts():
     assert "mdlm" not in {curve.model for curve in cfg.curves}
 
 
-@pytest.mark.parametrize("flags", ["--from_scratch", "--from_scratch --mdlm_per_seed --out_dir out/x"])
-def test_other_models_want_another_folder_and_one_way_to_start(flags, capsys):
+@pytest.mark.parametrize("flags, asked", [("--from_scratch", "choose another --out_dir"),
+                                          ("--from_scratch --mdlm_per_seed --out_dir out/x", "choose one")])
+def test_other_models_want_another_folder_and_one_way_to_start(flags, asked, capsys):
     with pytest.raises(SystemExit):
         parse_args(flags.split())
-    assert "choose" in capsys.readouterr().err
+    assert asked in capsys.readouterr().err
 
 
 def test_the_whole_from_scratch(toy, tmp_path, capsys):
@@ -42,8 +43,11 @@ def test_the_whole_from_scratch(toy, tmp_path, capsys):
     entry = {"T": 8, "setting": {}, "nll": 2.0, "temperature": 1.0}
     known = {curve.name: [{**entry, "T": T, "setting": setting} for setting in curve.grid for T in (8, 16, 32)]
              for curve in reproduce_config.CURVES if curve.path != "posterior"}
-    (tmp_path / "tuning.json").write_text(json.dumps({"learning_rates": {}, "paths": known, "judge": "another"}))
+    rates = dict.fromkeys(reproduce_config.WAYS, "1e-3")
+    (tmp_path / "tuning.json").write_text(json.dumps({"learning_rates": rates, "paths": known, "judge": "another"}))
     flags = [*FLAGS, "--calls", "4", "16", "--paths", "remdm", "--tuning", "tuning.json"]
+    with pytest.raises(Problem, match="--scale gpu does not train all"):
+        reproduce.main(parse_args([*flags, "--scale", "gpu"]))
     reproduce.main(parse_args(flags))
     started = {args.out_dir.split("/")[-1]: args for args in (train_args(command[2:]) for command in ran)}
     assert started.keys() == {"judge", "ar", *(f"{model}-{seed}" for model in reproduce_config.WAYS for seed in (0, 2))}
@@ -52,6 +56,8 @@ def test_the_whole_from_scratch(toy, tmp_path, capsys):
     found = json.loads((tmp_path / "results" / "scratch.json").read_text())
     assert {key.split("/")[0] for key in found["cells"]} == {"ar", *reproduce_config.WAYS}
     assert len(found["against_best"]["at"]["4"]["by_seed"]) == 2
+    chose = json.loads((tmp_path / "results" / "scratch_tuning.json").read_text())
+    assert (chose["learning_rates"], chose["from_scratch"], chose["judge"]) == (rates, False, "another")  # of the tuning that was named
     assert [duel["num_samples"] for duel in found["duels"]] == [[36, 36]] * len(found["duels"])  # as many as with all three seeds
     assert found["cells"]["masked/remdm/4"]["num_samples"] == 16
 
@@ -63,3 +69,23 @@ def test_the_whole_from_scratch(toy, tmp_path, capsys):
     assert "dsl/remdm/4: NLL at the data's entropy" in capsys.readouterr().out
     with pytest.raises(Problem, match="say --out_dir out/scratch"):
         reproduce.main(parse_args([*cell, "out/other"]))
+    with pytest.raises(Problem, match="is not of a run with --mdlm_per_seed: leave it out"):
+        reproduce.main(parse_args([*cell, "out/scratch", "--mdlm_per_seed"]))
+
+    curve = next(curve for curve in reproduce_config.CURVES if curve.name == "dsl/remdm")
+    curve.grid.append({"top_p": 1.0})
+    with pytest.raises(Problem, match="lacks settings, dsl/remdm with .* other models"):
+        reproduce.main(parse_args(flags))
+
+
+def test_a_tuning_from_scratch_is_for_models_from_scratch(toy, tmp_path, capsys):
+    """Without --tuning the one rate of each way is trained on the thrown-away seed; what that leaves is refused where its rates are not."""
+    _, ran = toy
+    reproduce_config.CURVES[:] = [curve for curve in reproduce_config.CURVES if curve.path in ("ar", "remdm")]
+    reproduce.main(parse_args([*FLAGS, "--list"]))
+    assert "MDLMs they go on from, if from any" in capsys.readouterr().out and not ran
+    reproduce.main(parse_args([*FLAGS, "--calls", "4", "16"]))
+    folders = [command[command.index("--out_dir") + 1].split("/")[-1] for command in ran]
+    assert folders[:5] == ["judge", "ar", "mdlm_more-lr1e-3", "masked-lr4e-3", "dsl-lr4e-3"] and len(ran) == 5 + 3 * 2
+    with pytest.raises(Problem, match="is of models from scratch"):
+        reproduce.main(parse_args("--data toy --tuning results/scratch_tuning.json --results results/x".split()))

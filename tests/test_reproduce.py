@@ -274,7 +274,7 @@ def test_a_finished_fine_tuning_of_another_start_is_not_taken_for_this_one(toy, 
     plan, out = {name: trainings(cfg)[name] for name in ("mdlm", "dsl-lr1e-3")}, tmp_path / "out" / "reproduce"
     reproduce.train_all(cfg, plan)
     (out / "dsl-lr1e-3.start").write_text("the sum of another file")
-    with pytest.raises(Problem, match="dsl-lr1e-3/ckpt.pt started from another .*mdlm/ckpt.pt than is there now: delete"):
+    with pytest.raises(Problem, match="dsl-lr1e-3/ckpt.pt started from another .*mdlm/ckpt.pt than is there now: choose .* delete"):
         reproduce.train_all(cfg, plan)
     shutil.rmtree(out / "dsl-lr1e-3")
     reproduce.train_all(cfg, plan)
