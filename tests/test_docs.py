@@ -140,28 +140,28 @@ def claims(name):
 
 
 @pytest.mark.parametrize("name, text, head", [*((name, RESULTS["claim"], "path") for name in ("claim", "claim_mdlms", "claim_float32")),
-                                              ("claim_mdlms", README, "sampler")])
+                                              ("claim_scratch", RESULTS["scratch"], "path"), ("claim_mdlms", README, "sampler")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
-    """All rows of results/claim.md's tables, and README's, by model, path and T."""
+    """All rows of results/claim.md's tables, of that from scratch, and README's, by model, path and T."""
     found, columns = claims(name)
     rows, *_ = rows_below(text, f"| model, {head} | {columns}")
     assert len(rows) > 5 and (text is README or len(rows) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"}))
     for who, *values in rows:
         model, path = who.split(", `")
-        curve = f"{MODELS[model]}/{path.split('`')[0]}"
+        curve = f"{'mdlm_more' if (name, model) == ('claim_scratch', 'MDLM') else MODELS[model]}/{path.split('`')[0]}"
         assert values == [value(found["cells"][f"{curve}/{T}"]["nll"]) for T in found["same_rule"]["remdm"]], who
 
 
 def test_duels_and_differences_of_the_claim_are_those_of_its_json():
-    """results/claim.md's two tables of the same rule, and its targets, duel by duel, of both runs."""
+    """results/claim.md's two tables of the same rule, and the targets, duel by duel, of both runs and of that from scratch."""
     (found, columns), said = claims("claim"), RESULTS["claim"]
     steps = list(found["same_rule"]["remdm"])
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    tables = list(rows_below(said, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
-    assert len(tables) == 2
-    duels = itertools.chain(*(zip(claims(name)[0]["duels"], rows, strict=True) for name, rows in zip(("claim", "claim_mdlms"), tables)))
+    tables = list(rows_below(said + RESULTS["scratch"], "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
+    runs = ("claim", "claim_mdlms", "claim_scratch")
+    duels = itertools.chain(*(zip(claims(name)[0]["duels"], rows, strict=True) for name, rows in zip(runs, tables, strict=True)))
     for duel, (at, against, calls, nll, every, js, mauve) in duels:
         (_, path, T), ours = duel["other"].split("/"), duel["ours"].rsplit("/", 1)[1]
         assert at == f"T = {ours}" and f"`{path}`" in against and against.endswith(f"T = {T}")
