@@ -100,9 +100,10 @@ def ratios(values, nfe, ours, names, at, steps):
 
 def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T but the first, at which it
-    cannot fall below 1. Infinity is "more than the longest run": it counts as what that run would give, and `censored` says how often that
-    was; `floored` how often the baseline's shortest run was good enough already, so that it might have needed fewer calls, or was better
-    than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks.
+    cannot fall below 1. Infinity is "more than the longest run" (of any of `names`, be it not their best): it counts as what that run would
+    give, and `censored` says how often that was; `floored` how often the baseline's shortest run was good enough already, so that it might
+    have needed fewer calls, or was better than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which
+    the baseline's curve lacks.
     With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and, if none of these is cut off at either end, its interval by
     Student's t: that of the bootstrap is hardly wider than the range of a few seeds."""
     longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)

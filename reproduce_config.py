@@ -24,7 +24,7 @@ class Config:
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
-    tuning: str = arg("", "results/claim_spread_tuning.json, say: its learning rates (not --from_scratch), and the settings tried there")
+    tuning: str = arg("", "results/claim_spread_tuning.json, say: its learning rates, but with --from_scratch, and settings tried there")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
