@@ -43,7 +43,8 @@ def pyplot():
 
 
 def save_figure(path, figure):
-    """Write a matplotlib figure, whole or not at all; the ending of `path` names its format."""
+    """Write a matplotlib figure, whole or not at all, and close it; the ending of `path` names its format."""
     with whole_file(path) as f:
         figure.savefig(f, format=str(path).rsplit(".", 1)[-1], dpi=150)
+    pyplot().close(figure)
     print(f"saved {path}")
