@@ -177,8 +177,9 @@ def test_the_runs_of_the_claim_agree_as_is_said():
 
 
 def test_the_readme_s_ratios_stand_in_their_json():
-    """Those of its bold sentence, by seed too, of the run without a spread order, and of the published rule."""
-    (found, _), (whole, _) = claims("claim_mdlms"), claims("claim")
+    """Those of its bold sentence, by seed too, of the run without a spread order, of the published rule, and from scratch, where it says
+    what evidence and what the loss brings at T = 8 as well: from best sampler to best sampler."""
+    (found, _), (whole, _), (scratch, _) = claims("claim_mdlms"), claims("claim"), claims("claim_scratch")
 
     def told(form, of, digits=1):
         return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
@@ -189,6 +190,11 @@ def test_the_readme_s_ratios_stand_in_their_json():
             told("{} times fewer ({} to {}) than that of the control", control), "is " + ", ".join(f"{x:.1f}" for x in ours["by_seed"]),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
+    at = scratch["controls"]["masked"]["against_best"]["at"]
+    mdlm, masked, dsl = (min(row["nll"][0] for key, row in scratch["cells"].items() if re.fullmatch(f"{model}/.*/8", key))
+                         for model in ("mdlm_more", "masked", "dsl"))
+    said += [told("the control needs {} times as many ({} to {})", at["8"]), f"worth {masked - dsl:.2f} nats at T = 8, the loss "
+             f"{mdlm - masked:.2f}", f"seven times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
     assert not [words for words in said if words not in README]
 
 
