@@ -74,8 +74,7 @@ CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)
 FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch,each))
 COMPARED = $(foreach who,dsl masked mdlm_more,$(FOLDER)/$(who)-[0-9]/ckpt.pt)
 FLAGS =
-FLAGS_mdlms = --mdlm_per_seed --seeds 0 1 2 --calls 4 8 16 32 64 --tuning results/claim_spread_tuning.json \
-    --paths remdm recorded soft random mend mend-recorded
+FLAGS_mdlms = --mdlm_per_seed --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded soft random mend mend-recorded
 FLAGS_scratch = --from_scratch --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
 reproduce: .venv/tested data/$(CORPUS)/meta.json
 	$(BIN)python reproduce.py --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND))
