@@ -198,7 +198,8 @@ def plan_of(cfg, variant, published, seed=0):
 def plan_all(cfg, variants, published):
     """Folder -> flags of train.py: the judge, the claim's own models, which are there if reproduce.py has run here, and all `variants`."""
     claims = trainings(cfg, published["learning_rates"])
-    asked = ("judge", *cfg.models.values(), *(v.folder(cfg) for v in variants if not v.flags))
+    start = ["mdlm"] * any("--init_from" not in v.flags for v in variants)  # of the others a variant, or none
+    asked = ("judge", *start, *cfg.models.values(), *(v.folder(cfg) for v in variants if not v.flags))
     return {name: claims[name] for name in asked} | {
         v.folder(cfg, seed): plan_of(cfg, v, published, seed) for v in variants if v.flags for seed in v.seeds(cfg)}
 
@@ -207,7 +208,7 @@ def cells(cfg, name, paths, published, settings_of, own):
     """{(name, "path/T"): the sampler's command lines for each seed at two temperatures, with the claim's settings of a kind of model; what
     was tuned for none like it is left out}. `own` is {seed: flags of its own}."""
     plan, fixed, tag = {}, {curve.path: curve.fixed for curve in CURVES}, f"_ablation{cfg.tune or ''}"
-    like = ("mdlm_more", "mdlm", "dsl") if settings_of.startswith("mdlm") else (settings_of, "dsl")  # the next where one was not tuned
+    like = (settings_of, "mdlm_more", "mdlm", "dsl") if settings_of.startswith("mdlm") else (settings_of, "dsl")  # next if not tuned
     for path, T in itertools.product(paths, cfg.calls):
         if not (tried := [of for model in like if (of := published["tuning"].get(f"{model}/{path}"))]):
             continue

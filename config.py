@@ -123,6 +123,6 @@ def run(main):
     except Problem as problem:
         message = str(problem)
     except OSError as error:
-        message = f"{error.strerror or error}: {error.filename or 'while writing'}; nothing was overwritten"
+        message = f"{error.strerror}: {error.filename or 'while writing'}; nothing was overwritten" if error.strerror else str(error)
     rank = os.environ.get("RANK", "0")
     sys.exit(f"error: {message}" if rank == "0" else f"[process {rank}] error: {message}")

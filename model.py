@@ -105,13 +105,13 @@ class PosteriorView(nn.Module):
 
 
 def rotary_table(length, dim):
-    """cos and sin (length, dim / 2) of the rotary positions, base 10000."""
+    """cos and sin (length, 1, 1, dim / 2) of the rotary positions, base 10000."""
     angle = torch.arange(length)[:, None] / 10000 ** (torch.arange(0, dim, 2) / dim)
     return angle.cos()[:, None, None], angle.sin()[:, None, None]
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding, half-split: x (B, H, L, dim) -> the same shape."""
+    """Rotary position embedding, half-split: x (B, L, ..., ..., dim), of queries and keys by heads -> the same shape."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 

@@ -312,13 +312,15 @@ def main(cfg):
         raise Problem(f"the tokenizer {cfg.tokenizer} has {enc.n_vocab:,} ids, more than the 65,536 that 16 bits can tell apart")
     print(f"reading {cfg.dataset or ' '.join(cfg.text)}", flush=True)
     about, files, n, documents = {"pydocs": pydocs, "owt": parquet, "text8": text8, "": texts}[cfg.dataset](cfg)
+    target, work = Path(cfg.out_dir, cfg.name), Path(cfg.out_dir, f".{cfg.name}.partial")
+    if target.exists() and not ((target / "meta.json").exists() and all(target.resolve() not in Path(f).resolve().parents for f in files)):
+        raise Problem(f"{target} would be replaced, and holds other things than a prepared dataset: choose another --name")
     to, rule = split(cfg, min(n, cfg.limit_documents or n))
     names = SPLITS[:to.max() + 1]
     inputs = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime) for path in files]
     meta = {"name": cfg.name, "tokenizer": cfg.tokenizer, "vocab_size": enc.n_vocab, "split": rule, "source": about,
             "eos": enc.eot_token if EOS in enc.special_tokens_set else None,
             "command": shlex.join(["python", "prepare_owt.py", *sys.argv[1:]]), "python": sys.version.split()[0]}
-    target, work = Path(cfg.out_dir, cfg.name), Path(cfg.out_dir, f".{cfg.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
     try:
         journal = resume(work, hashlib.sha256(repr((about, cfg.tokenizer, rule, len(to), inputs)).encode()).hexdigest(), names)

@@ -63,6 +63,8 @@ def shares(cfg, tasks):
 def train_one(cfg, name, argv, threads):
     """Train to the end, unless that was done before -> what came out. Raises Problem where it stops before."""
     path, log, asked = f"{cfg.out_dir}/{name}/ckpt.pt", f"{cfg.out_dir}/{name}.log", train_args(argv)
+    if asked.init_from.endswith(".pt") and not os.path.exists(asked.init_from):
+        raise Problem(f"{name} goes on from {asked.init_from}, which is not there: train that first")
     mark, begun = Path(f"{cfg.out_dir}/{name}.start"), sha256(asked.init_from) if asked.init_from.endswith(".pt") else asked.init_from
     if os.path.exists(path) and mark.exists() and mark.read_text() != begun:
         raise Problem(f"{path} started from another {asked.init_from} than is there now: choose another --out_dir, or delete "

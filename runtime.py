@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from config import optional, provenance, whole_file
+from config import Problem, optional, provenance, whole_file
 from model import WIDE, pick_device, precision
 from report import plain
 
@@ -21,7 +21,9 @@ from report import plain
 def local_device(name):
     """The torch.device called `name`; of several processes that torchrun started on a node, each takes its own GPU."""
     if "LOCAL_RANK" in os.environ and name in ("", "cuda") and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # first of all, or every process would open a context on GPU 0
+        if (mine := int(os.environ["LOCAL_RANK"])) >= (there := torch.cuda.device_count()):
+            raise Problem(f"torchrun started more processes than the {there} GPU(s) of this node: lower --nproc_per_node")
+        torch.cuda.set_device(mine)  # first of all, or every process would open a context on GPU 0
     return pick_device(name)
 
 

@@ -113,8 +113,9 @@ def template(cfg, tok, model, framed=False):
     return torch.tensor(ids + [mask] * (cfg.length - len(ids)), device=model.E.device)
 
 
-def sample_text(model, batch, cfg, ids):
-    """As `sample`, for templates `ids` (N,) of any length: blocks of the trained length L slide by L/2, the older half being given.
+def sample_text(model, batch, cfg, ids, framed=False):
+    """As `sample`, for templates `ids` (N,) of any length: blocks of the trained length L slide by L/2, the older half being given; but
+    for the EOS that ends each window of a `framed` model, lest it ended the text.
 
     Yields (state, ids (B, N), calls (B,)): the block's state, and all that has been written and spent so far.
     """
@@ -124,7 +125,9 @@ def sample_text(model, batch, cfg, ids):
             here = ids.clone()
             here[:, start : start + L] = state.x
             yield state, here, spent + state.nfe
-        ids, spent = here, spent + state.nfe
+        ids, spent = here.clone(), spent + state.nfe
+        if framed and start + L < ids.shape[1]:
+            ids[:, start + L - 1] = model.mask_id
 
 
 def correct(model, tok, cfg, framed=False):
@@ -208,21 +211,21 @@ class Writer:
             return [rows[i] for i in range(total)]
 
 
-def generate(cfg, model, tok, given, writer, rank, world):
+def generate(cfg, model, tok, given, writer, rank, world, framed=False):
     """Write all texts of this process's share, batch by batch; yields their rows."""
     mine = range(rank, cfg.num_samples, world)
     todo = [i for i in mine if i not in writer.done]
-    if cfg.trace and 0 < len(todo) < len(mine):
+    where = f"{cfg.trace}.{rank}" if world > 1 else cfg.trace  # a file per process
+    if cfg.trace and len(todo) < len(mine) and (todo or not os.path.exists(where)):
         raise Problem(f"--trace {cfg.trace} would lose the texts that are done already: leave it out, or delete {cfg.out} and start anew")
     batches = [todo[i : i + cfg.batch_size] for i in range(0, len(todo), cfg.batch_size)]
     with contextlib.ExitStack() as stack:
-        where = f"{cfg.trace}.{rank}" if world > 1 else cfg.trace  # a file per process
         trace = stack.enter_context(contextlib.closing(Trace(where))) if cfg.trace else None
         screen = stack.enter_context(contextlib.closing(Screen(tok, critical_snr(tok.n_vocab)))) if cfg.watch and rank == 0 else None
         quiet = {"disable": True} if cfg.watch or rank > 0 else {}  # else as TQDM_DISABLE says
         bar = stack.enter_context(tqdm(total=len(todo), unit=" texts", **quiet))
         for batch in batches:
-            for state, x, calls in sample_text(model, batch, cfg, given):
+            for state, x, calls in sample_text(model, batch, cfg, given, framed):
                 if trace:
                     trace.write(state)
                 if screen and batch is batches[0]:
@@ -249,7 +252,7 @@ def main(cfg):
         print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} tokens ({ckpt['tokenizer']}), path {cfg.path}, "
               f"T = {cfg.steps}, top_p {cfg.top_p}, on {world} x {model.E.device}"
               + f"; {len(writer.done)} are there already" * bool(writer.done), flush=True)
-    rows = list(generate(cfg, model, tok, ids, writer, rank, world))
+    rows = list(generate(cfg, model, tok, ids, writer, rank, world, framed))
     seconds = time.time() - start
     for row in rows[: cfg.show] if rank == 0 else ():
         print(f"\n--- {row['index']} ---\n{row['text']}")

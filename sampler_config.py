@@ -33,7 +33,7 @@ class Config:
                      choices=("independent", "spread"))
     # knobs of single paths
     remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token")
-    eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, the published value for remdm-*")
+    eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, 0.04 for remdm-cap and -rescale, 0.02 for remdm-loop")
     gamma: float = arg(2.0, "posterior, soft, recorded, mend, mend-recorded forget in proportion to (1 - p)^gamma")
     draft: float = arg(0.6, "share of the steps in which mend and mend-recorded write their draft")
     soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")
@@ -70,12 +70,12 @@ class Config:
         if not 0 < self.top_p <= 1 or not 0 <= self.eta <= 1:
             raise ValueError("--top_p must be above 0 and at most 1, --eta between 0 and 1")
         for name in ("temperature", "remask_budget", "gamma", "length", "show", "soft_snr", "sde_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} cannot be negative")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} cannot be negative or infinite")
         if 0 < self.temperature < 1e-3:
             raise ValueError("--temperature must be 0, for the likeliest token, or at least 0.001")
-        if min(self.sde_top, self.correct_snr) <= 0 or not 0 <= self.clean_snr < float("inf"):
-            raise ValueError("--sde_top and --correct_snr must be positive, --clean_snr 0 or positive and finite")
+        if min(self.sde_top, self.correct_snr) <= 0 or self.clean_snr < 0 or max(self.sde_top, self.clean_snr) == float("inf"):
+            raise ValueError("--sde_top and --correct_snr must be positive, --clean_snr 0 or positive; only --correct_snr may be infinite")
         if not 0 <= self.draft <= 1:
             raise ValueError("--draft is a share of the steps, from 0 to 1")
         if self.path == "hybrid" and self.sde_steps >= self.steps:

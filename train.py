@@ -4,8 +4,7 @@
     torchrun --nproc_per_node=8 train.py             # preset owt: DSL fine-tuning of mdlm-owt on OpenWebText
     python train.py --dry_run                        # what that would cost, without starting it
 
-Every random number of a run is keyed by (seed, global sample index), see dsl_loss.keyed_draws, so neither a resumption nor the
-number of processes changes it (dropout alone is drawn per process).
+All random numbers but dropout's are keyed by (seed, sample index), see dsl_loss.keyed_draws: resuming or more processes change none.
 """
 
 import contextlib
@@ -159,6 +158,7 @@ class Run(NamedTuple):
     model: DSL
     ema: DSL
     optimizer: torch.optim.Optimizer
+    begun: str  # where the weights come from
     step: int  # of the checkpoint that it goes on from
     scores: dict  # of that step, {} if it was not evaluated
     tokens: np.ndarray
@@ -180,7 +180,7 @@ def start(cfg, rank, world, device):
     path = Path(cfg.out_dir) / "ckpt.pt"
     if path.exists() and not (cfg.resume or cfg.eval_only):
         raise Problem(f"{path} exists: add --resume to go on from it, or choose another --out_dir")
-    ckpt = resumed(cfg, path, meta) if cfg.resume or cfg.eval_only and path.exists() else None
+    ckpt = resumed(cfg, path, meta) if cfg.resume or cfg.eval_only and (path.exists() or cfg.init_from == "scratch") else None
     model = build(replace(cfg, init_from="scratch") if ckpt else cfg, tokens, meta).to(device)
     ema = copy.deepcopy(model).eval()
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (0.9, cfg.beta2), weight_decay=cfg.weight_decay, fused=True)
@@ -188,8 +188,9 @@ def start(cfg, rank, world, device):
         model.load_state_dict(ckpt["model"])
         ema.load_state_dict(ckpt.get("ema", ckpt["model"]))
         optimizer.load_state_dict(ckpt.get("optimizer", optimizer.state_dict()))  # mdlm.py's checkpoints have none
-    step, scores = (ckpt["step"], ckpt["validation"]) if ckpt else (0, {})
-    return Run(model, ema, optimizer, step, scores, tokens, meta, rank, world, device, matmul_ceiling(device, autocast(device, cfg.dtype)))
+    begun, step, scores = (path, ckpt["step"], ckpt["validation"]) if ckpt else (cfg.init_from, 0, {})
+    ceiling = matmul_ceiling(device, autocast(device, cfg.dtype))
+    return Run(model, ema, optimizer, begun, step, scores, tokens, meta, rank, world, device, ceiling)
 
 
 def save(cfg, run, step, scores):
@@ -201,7 +202,7 @@ def save(cfg, run, step, scores):
         named = path.with_name(f"ckpt-{step:08d}.pt")
         named.unlink(missing_ok=True)
         os.link(path, named)
-        for old in sorted(path.parent.glob("ckpt-*.pt"))[: -cfg.keep]:
+        for old in sorted(path.parent.glob("ckpt-*.pt"), key=os.path.getmtime)[: -cfg.keep]:  # of an abandoned run too
             old.unlink()
 
 
@@ -228,7 +229,7 @@ def update(cfg, run, objective, batches, step):
     return torch.cat([torch.stack(seen).nanmean(0), norm[None]])  # a pass without endpoint sequences has no bound
 
 
-def report(cfg, run, log, bar, seen, step, skipped, seconds):
+def report(cfg, run, log, bar, seen, step, skipped, clock):
     """Average what `update` said of the last steps over steps and ranks, show and log it -> `skipped` and those among them. Nothing else
     waits for the device. Raises Problem after more than cfg.skip_nonfinite of them."""
     seen = torch.stack(seen).float().cpu()
@@ -238,13 +239,13 @@ def report(cfg, run, log, bar, seen, step, skipped, seconds):
         log.write(bad + 1, skipped=skipped)
         if skipped > cfg.skip_nonfinite:
             raise Problem(f"loss {seen[bad - step, 0]:.4g} with a gradient that is not finite at step {bad}, samples "
-                          f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}; the last good checkpoint is "
-                          f"{path if os.path.exists(path) else 'none'}: --init_from it with a lower --lr, or --skip_nonfinite 10")
+                          f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}: start over "
+                          f"{f'--init_from {path} ' if os.path.exists(path) else ''}with a lower --lr, or --skip_nonfinite 10")
     if not good.any():
         return skipped
     loss, bound = gather(seen[good][:, :2].nanmean(0)[None]).nanmean(0).tolist()
     bound = bits_per_byte(run.meta, "train", bound * cfg.length / cfg.text_length)
-    speed = len(seen) * cfg.batch_size * cfg.length / seconds
+    speed = len(seen) * cfg.batch_size * cfg.length / (time.time() - clock)  # the device is done
     mfu, memory = speed * flops_per_token(run.model.config, cfg.lookup_share) / (run.ceiling * run.world), memory_in_use(run.device)
     bar.set_postfix(loss=f"{loss:.3f}", bits_per_byte=f"{bound:.3f}", tokens_s=f"{speed:,.0f}", mfu=f"{mfu:.0%}", GiB=f"{memory:.1f}")
     log.write(step, loss=loss, bits_per_byte=bound, lr=learning_rate(cfg, step - 1), tokens_per_s=speed, mfu=mfu, memory_gib=memory)
@@ -277,7 +278,7 @@ def train(cfg, run, log):
             saves, shows = last or done % cfg.save_every == 0, cfg.sample_every and done % cfg.sample_every == 0
             evaluates = done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0
             if saves or shows or evaluates or done % cfg.log_every == 0:  # what is saved had finite gradients; only steps are timed
-                skipped = report(cfg, run, log, bar, seen, done, skipped, time.time() - clock)
+                skipped = report(cfg, run, log, bar, seen, done, skipped, clock)
                 seen = []
             if run.rank == 0 and saves:
                 save(cfg, run, done, {})  # before the evaluation, lest that fails
@@ -315,10 +316,9 @@ def dry_run(cfg, world, say):
     with torch.device("meta"):
         model = DSL(shape(cfg, V))
     per_pass = len(passes_of(cfg, 0, 0, world)[0])
-    flops, size = flops_per_token(model.config, cfg.lookup_share), sum(p.numel() for p in model.parameters())
-    step = cfg.batch_size * cfg.length
-    say(f"{cfg.objective} on {cfg.dataset}: {size:,} parameters; {step:,} tokens per step, in passes of {per_pass} sequences on {world} "
-          f"process(es)\n{flops:.3g} FLOPs per token, {cfg.max_steps * step:.3g} tokens in all\n"
+    flops, step = flops_per_token(model.config, cfg.lookup_share), cfg.batch_size * cfg.length
+    say(f"{cfg.objective} on {cfg.dataset}: {sum(p.numel() for p in model.parameters()):,} parameters; {step:,} tokens per step, in passes "
+          f"of {per_pass} sequences on {world} process(es)\n{flops:.3g} FLOPs per token, {cfg.max_steps * step:.3g} tokens in all\n"
           f"about {memory_estimate(model.config, per_pass):.1f} GiB per process")
 
 
@@ -329,7 +329,7 @@ def main(cfg):
         return dry_run(cfg, world, say)
     run = start(cfg, rank, world, device)
     say(f"{cfg.objective} on {cfg.dataset} ({run.meta['tokenizer']}, {len(run.tokens):,} tokens): "
-        f"{sum(p.numel() for p in run.model.parameters()):,} parameters from {cfg.init_from}, {cfg.batch_size * cfg.length:,} tokens per "
+        f"{sum(p.numel() for p in run.model.parameters()):,} parameters from {run.begun}, {cfg.batch_size * cfg.length:,} tokens per "
         f"step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into {cfg.out_dir}", flush=True)
     log = Log(cfg, run)
     if cfg.eval_only or run.step >= cfg.max_steps and not run.scores:  # stopped in its last evaluation

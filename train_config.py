@@ -74,7 +74,7 @@ class Config:
     keep: int = arg(1, "checkpoints to keep: ckpt.pt, and before it ckpt-STEP.pt")
     skip_nonfinite: int = arg(0, "skip this many steps whose gradient is not finite before stopping")
     wandb: str = arg("", "project of Weights & Biases to log to as well")
-    eval_only: bool = arg(False, "evaluate out_dir/ckpt.pt, or init_from without one, and exit")
+    eval_only: bool = arg(False, "evaluate out_dir/ckpt.pt, or without one the checkpoint init_from, and exit")
     dry_run: bool = arg(False, "print parameters, tokens per step, FLOPs per token and memory, and exit")
 
     def __post_init__(self):

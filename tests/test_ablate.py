@@ -31,9 +31,9 @@ def test_every_variant_is_a_training_or_another_sampling():
     rates = {"slow": 2e-3, "slower": 1e-3}
     assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
     alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "D8"], published)
-    assert list(alone) == ["judge", "dsl-0", "masked-0", "mdlm_more-0", "mdlm", "dsl_D8_700-1", "dsl_D8_700-2"]
+    assert list(alone) == ["judge", "mdlm", "dsl-0", "masked-0", "mdlm_more-0", "dsl_D8_700-1", "dsl_D8_700-2"]
     by_wide = ablate.plan_all(replace(cfg, claimed=False), [v for v in ablate.VARIANTS if v.name == "wide" or not v.flags], published)
-    assert list(by_wide) == ["judge", "dsl-0", "dsl_wide_700-0"]
+    assert list(by_wide) == ["judge", "mdlm", "dsl-0", "dsl_wide_700-0"]  # which is what dsl-0 goes on from
     assert {a.objective for name, a in asked.items() if "mdlm" in name} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
     for name in ("wide", "narrow"):
         slow = ("_mdlm_more_slow", "_masks_slow", "_slow") if name == "wide" else ()
@@ -43,17 +43,26 @@ def test_every_variant_is_a_training_or_another_sampling():
     assert all(v.flags or sampler_args(shlex.split(v.sampler)).clean_snr for v in ablate.VARIANTS)
 
 
+def test_a_variant_of_a_variant_that_is_not_there_says_so(tmp_path):
+    cfg, rates = ablate.parse_args(["--out_dir", str(tmp_path)]), dict.fromkeys(("mdlm_more", "masked", "dsl"), "1e-3")
+    plan = ablate.plan_of(cfg, next(v for v in ablate.VARIANTS if v.name == "wide"), {"learning_rates": rates})
+    with pytest.raises(Problem, match="wide goes on from .*wide_mdlm-0/ckpt.pt, which is not there: train that first"):
+        reproduce.train_one(cfg, "wide", plan, 1)
+
+
 def test_a_model_is_sampled_with_the_settings_of_the_claim_s_model_of_its_kind():
     def tried(R, temperature):
         return [{"T": 32, "setting": {"R": R}, "nll": 3.0, "temperature": temperature}]
 
-    cfg = ablate.parse_args("--no-claimed --paths posterior soft recorded mend-recorded".split())
-    tuning = {"mdlm_more/mend-recorded": tried(5, 7.0), "mdlm/recorded": tried(5, 8.0),
-              "dsl/posterior": tried(8, 1.0), "masked/posterior": tried(2, 2.0), "dsl/soft": tried(16, 3.0), "dsl/recorded": tried(4, 4.0),
+    cfg = ablate.parse_args("--paths posterior soft recorded mend-recorded".split())
+    tuning = {"mdlm_more/mend-recorded": tried(5, 7.0), "mdlm/recorded": tried(5, 8.0), "dsl/posterior": tried(8, 1.0),
+              "masked/posterior": tried(2, 2.0), "dsl/soft": tried(16, 3.0), "dsl/recorded": tried(4, 4.0),
               "masked/recorded": tried(1, 5.0), "mdlm_more/recorded": tried(3, 6.0)}
     asked = [v for v in ablate.VARIANTS if v.name in ("scratch", "scratch_masks", "mdlm_scratch_slow")]
     plan = ablate.all_cells(cfg, asked, {"tuning": tuning})
     heat = {key: np.mean([sampler_args(argv).temperature for argv in argvs]) for key, argvs in plan.items()}
+    assert heat["mdlm", "recorded/16"] == pytest.approx(8.0) and heat["mdlm_more", "recorded/16"] == pytest.approx(6.0)  # each its own
+    heat = {key: value for key, value in heat.items() if key[0] not in cfg.models}
     assert heat == pytest.approx({
         ("dsl_scratch", "posterior/16"): 1.0, ("dsl_scratch", "soft/16"): 3.0, ("dsl_scratch", "recorded/16"): 4.0,
         ("dsl_scratch_masks", "posterior/16"): 2.0, ("dsl_scratch_masks", "soft/16"): 3.0, ("dsl_scratch_masks", "recorded/16"): 5.0,

@@ -291,6 +291,15 @@ def test_a_fault_is_one_sentence_and_leaves_nothing(tmp_path, fault, earlier):
     assert not earlier or contents(out / "x") == before
 
 
+@pytest.mark.parametrize("held", [[], ["train.bin", "val.bin", "meta.json"]])
+def test_texts_that_lie_where_the_dataset_would_are_kept(tmp_path, held):
+    (folder := tmp_path / "mine").mkdir()
+    for name in ("a.txt", *held):
+        (folder / name).write_text("one\n\ntwo\n\n" * 9)
+    assert "choose another --name" in refused("--text", str(folder / "a.txt"), "--name", "mine", out=tmp_path)
+    assert (folder / "a.txt").exists() and not list(tmp_path.glob(".*"))
+
+
 def test_parquet_without_text_or_with_too_few_documents(tmp_path, capsys):
     flags = "--dataset", "owt", "--tokenizer", "bytes", "--data_files"
     assert "with a column `text`" in refused(*flags, parquet(tmp_path / "p", column="body"), out=tmp_path / "o")

@@ -83,14 +83,15 @@ def test_longer_texts_come_in_blocks_whose_older_half_is_given(cfg, tmp_path):
     for row in rows(tmp_path / "long.jsonl"):
         assert len(row["ids"]) == 40 and row["text"].startswith("abc") and max(row["ids"]) < 257
     model, _, cfg = sampler.load_for_sampling(replace(cfg, length=40))
-    starts, before = [], None
-    for state, ids, _ in sample_text(model, [0], cfg, template(cfg, TOK, model)):
-        if state.step == 0:
-            starts.append(state.block)
-            assert before is None or torch.equal(state.x[:, :8], before[:, state.block : state.block + 8])
-            assert before is None or state.given.tolist()[0] == [True] * 8 + [False] * (len(state.given[0]) - 8)
-        before = ids
-    assert starts == [0, 8, 16, 24] and len(before[0]) == 40
+    for framed, half in ((False, 8), (True, 7)):  # the EOS that ends a framed window is not left in the text
+        starts, before = [], None
+        for state, ids, _ in sample_text(model, [0], cfg, template(cfg, TOK, model), framed):
+            if state.step == 0:
+                starts.append(state.block)
+                assert before is None or torch.equal(state.x[:, :half], before[:, state.block : state.block + half])
+                assert before is None or state.given.tolist()[0] == [True] * half + [False] * (len(state.given[0]) - half)
+            before = ids
+        assert starts == [0, 8, 16, 24] and len(before[0]) == 40 and not (before == model.mask_id).any()
 
 
 def test_correct_reads_the_posterior_of_what_it_shows(cfg, capsys):
@@ -156,6 +157,9 @@ def test_trace_holds_every_state(cfg, tmp_path):
     final = {row["index"]: row["ids"] for row in trace if row["step"] == 4}
     assert [final[row["index"]] for row in rows(tmp_path / "x.jsonl")] == [row["ids"] for row in rows(tmp_path / "x.jsonl")]
     assert {s for row in trace for s in row["snr"]} > {0, float("inf")}
+    lost = replace(cfg, path="soft", eta=0.5, trace=str(tmp_path / "another.jsonl"), out=str(tmp_path / "x.jsonl"))
+    with pytest.raises(Problem, match="would lose the texts that are done already"):
+        sampler.main(lost)
     (tmp_path / "x.jsonl").write_bytes(b"".join((tmp_path / "x.jsonl").read_bytes().splitlines(keepends=True)[:2]))
     with pytest.raises(Problem, match="would lose the texts that are done already"):
         sampler.main(replace(cfg, path="soft", eta=0.5, trace=str(tmp_path / "trace.jsonl"), out=str(tmp_path / "x.jsonl")))

@@ -235,7 +235,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(cfg, monkeypatch):
     assert [row["skipped"] for row in map(json.loads, open(f"{cfg.out_dir}/log.jsonl")) if "skipped" in row] == [1, 2]
     assert "NaN" not in open(f"{cfg.out_dir}/log.jsonl").read()  # a step that was skipped has no loss to show
     calls.clear()
-    with pytest.raises(Problem, match="not finite at step 6, samples 24-27 of seed 0; the last good checkpoint is .*ckpt.pt"):
+    with pytest.raises(Problem, match="not finite at step 6, samples 24-27 of seed 0: start over --init_from .*ckpt.pt with a lower"):
         train.main(replace(cfg, skip_nonfinite=1, out_dir=cfg.out_dir + "/again"))
 
 
@@ -244,6 +244,9 @@ def test_the_last_k_checkpoints_are_kept(cfg):
     names = sorted(p.name for p in Path(cfg.out_dir).glob("*.pt"))
     assert names == ["ckpt-00000008.pt", "ckpt-00000010.pt", "ckpt-00000012.pt", "ckpt.pt"]
     assert load(f"{cfg.out_dir}/ckpt-00000008.pt")["step"] == 8
+    os.unlink(f"{cfg.out_dir}/ckpt.pt")  # that run is given up, another starts in its folder
+    train.main(replace(cfg, save_every=2, keep=3, max_steps=4))
+    assert [p.name for p in sorted(Path(cfg.out_dir).glob("ckpt-*.pt"))] == ["ckpt-00000002.pt", "ckpt-00000004.pt", "ckpt-00000012.pt"]
 
 
 # ---- stages and what is seen -------------------------------------------------------------------------------------------------
@@ -290,6 +293,10 @@ def test_eval_only_and_dry_run_train_nothing(cfg, capsys):
     assert f"roar {validation[0]:.3f}" in capsys.readouterr().out
     assert open(f"{cfg.out_dir}/log.jsonl").read().startswith(logged)
     assert open(f"{cfg.out_dir}/ckpt.pt", "rb").read() == before
+    train.main(replace(cfg, eval_only=True, init_from="elsewhere.pt"))
+    assert f"parameters from {cfg.out_dir}/ckpt.pt" in capsys.readouterr().out  # which are what was evaluated
+    with pytest.raises(Problem, match="no checkpoint at .*mistyped/ckpt.pt"):
+        train.main(replace(cfg, eval_only=True, out_dir=f"{cfg.out_dir}/mistyped"))
 
 
 def test_samples_are_printed_on_the_way(cfg, capsys):

@@ -13,10 +13,11 @@ import torch
 from toys import ExactDenoiser
 
 import train
-from config import Problem
+from config import Problem, run
 from data import load_meta, load_tokens
 from dsl_loss import SNRMix, add_noise, critical_snr, draw_corruption, dsl_loss, is_endpoint
 from model import DSL, ModelConfig, load_checkpoint
+from runtime import local_device
 
 
 def test_a_small_network_learns_the_exact_posterior_at_every_snr():
@@ -274,6 +275,16 @@ def test_a_batch_is_copied_without_waiting_for_the_device(cfg, objective, monkey
                 load_meta(cfg.dataset, cfg.data_dir), torch.device("cpu"))
     copies = [options for args, options in seen if not isinstance(args[0], torch.dtype)]
     assert copies and all(options.get("non_blocking") for options in copies)
+
+
+def test_more_processes_than_gpus_and_errors_of_our_own_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(SystemExit, match="^error: torchrun started more processes than the 4 GPU"):
+        run(lambda: local_device(""))
+    with pytest.raises(SystemExit, match="^error: a worker died$"):
+        run(lambda: exec('raise OSError("a worker died")'))
 
 
 def test_missing_data_says_what_to_run(cfg):
