@@ -198,7 +198,7 @@ def plan_of(cfg, variant, published, seed=0):
 def plan_all(cfg, variants, published):
     """Folder -> flags of train.py: the judge, the claim's own models, which are there if reproduce.py has run here, and all `variants`."""
     claims = trainings(cfg, published["learning_rates"])
-    start = ["mdlm"] * any("--init_from" not in v.flags for v in variants)  # of the others a variant, or none
+    start = ["mdlm"] * any("--init_from" not in v.flags for v in variants)  # else from a variant, or from scratch
     asked = ("judge", *start, *cfg.models.values(), *(v.folder(cfg) for v in variants if not v.flags))
     return {name: claims[name] for name in asked} | {
         v.folder(cfg, seed): plan_of(cfg, v, published, seed) for v in variants if v.flags for seed in v.seeds(cfg)}

@@ -100,13 +100,14 @@ def ratios(values, nfe, ours, names, at, steps):
 
 def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T but the first, at which it
-    cannot fall below 1. Infinity is "more than the longest run" (of any of `names`, be it not their best): it counts as what that run would
-    give, and `censored` says how often that was; `floored` how often the baseline's shortest run was good enough already, so that it might
+    cannot fall below 1. Infinity is "more than the longest run that is known of the best of `names`": it counts as what that would give,
+    and `censored` says how often that was; `floored` how often the baseline's shortest run was good enough already, so that it might
     have needed fewer calls, or was better than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which
     the baseline's curve lacks.
     With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and, if none of these is cut off at either end, its interval by
     Student's t: that of the bootstrap is hardly wider than the range of a few seeds."""
-    longest = max((nfe[name, T] for name in names for T in steps if not math.isnan(point[name, T])), default=math.nan)
+    known = [(point[name, T], name, nfe[name, T]) for name in names for T in steps if not math.isnan(point[name, T])]
+    longest = max((calls for _, name, calls in known if name == min(known)[1]), default=math.nan)
     shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])
@@ -126,8 +127,9 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     for i, T in enumerate(at) if seeds else ():
         found = np.minimum([ratios(values, nfe, ours, names, [T], steps)[0] for values in seeds], cap[i])
         middle, half = difference(np.log(found), np.zeros(len(seeds)), paired=True)
-        known = ((found < cap[i]) & (found >= 1.01 * floor[i])).all()
-        each[T] |= {"by_seed": found.tolist(), "student": [math.exp(middle - half), math.exp(middle + half)] if known else [math.nan] * 2}
+        whole_range = ((found < cap[i]) & (found >= 1.01 * floor[i])).all()
+        student = [math.exp(middle - half), math.exp(middle + half)] if whole_range else [math.nan] * 2
+        each[T] |= {"by_seed": found.tolist(), "student": student}
     means = np.exp(np.log(np.minimum(whole, cap[seen])).mean(1)) if len(whole) > REPLICATES / 2 else [math.nan]
     low, high = np.percentile(means, [2.5, 97.5])
     asked = itertools.chain(((ours, T) for T in at), itertools.product(names, steps))

@@ -111,7 +111,7 @@ def rotary_table(length, dim):
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding, half-split: x (B, L, ..., ..., dim), of queries and keys by heads -> the same shape."""
+    """Rotary position embedding, half-split: x (B, L, 2, H, dim), of queries and keys, -> the same shape."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 

@@ -313,8 +313,9 @@ def main(cfg):
     print(f"reading {cfg.dataset or ' '.join(cfg.text)}", flush=True)
     about, files, n, documents = {"pydocs": pydocs, "owt": parquet, "text8": text8, "": texts}[cfg.dataset](cfg)
     target, work = Path(cfg.out_dir, cfg.name), Path(cfg.out_dir, f".{cfg.name}.partial")
-    if target.exists() and not ((target / "meta.json").exists() and all(target.resolve() not in Path(f).resolve().parents for f in files)):
-        raise Problem(f"{target} would be replaced, and holds other things than a prepared dataset: choose another --name")
+    ours = {"meta.json", "journal.json", *(f"{name}.bin" for name in SPLITS)}
+    if target.exists() and (others := {path.name for path in target.iterdir()} - ours):
+        raise Problem(f"{target} would be replaced, and holds {min(others)}, which is no part of a dataset: choose another --name")
     to, rule = split(cfg, min(n, cfg.limit_documents or n))
     names = SPLITS[:to.max() + 1]
     inputs = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime) for path in files]

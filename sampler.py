@@ -114,8 +114,8 @@ def template(cfg, tok, model, framed=False):
 
 
 def sample_text(model, batch, cfg, ids, framed=False):
-    """As `sample`, for templates `ids` (N,) of any length: blocks of the trained length L slide by L/2, the older half being given; but
-    for the EOS that ends each window of a `framed` model, lest it ended the text.
+    """As `sample`, for templates `ids` (N,) of any length: blocks of the trained length L slide by L/2, the older half being given. A
+    block of a `framed` model ends with an EOS, as its windows did: the next block writes that position anew.
 
     Yields (state, ids (B, N), calls (B,)): the block's state, and all that has been written and spent so far.
     """

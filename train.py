@@ -188,7 +188,7 @@ def start(cfg, rank, world, device):
         model.load_state_dict(ckpt["model"])
         ema.load_state_dict(ckpt.get("ema", ckpt["model"]))
         optimizer.load_state_dict(ckpt.get("optimizer", optimizer.state_dict()))  # mdlm.py's checkpoints have none
-    begun, step, scores = (path, ckpt["step"], ckpt["validation"]) if ckpt else (cfg.init_from, 0, {})
+    begun, step, scores = (str(path), ckpt["step"], ckpt["validation"]) if ckpt else (cfg.init_from, 0, {})
     ceiling = matmul_ceiling(device, autocast(device, cfg.dtype))
     return Run(model, ema, optimizer, begun, step, scores, tokens, meta, rank, world, device, ceiling)
 
@@ -202,7 +202,7 @@ def save(cfg, run, step, scores):
         named = path.with_name(f"ckpt-{step:08d}.pt")
         named.unlink(missing_ok=True)
         os.link(path, named)
-        for old in sorted(path.parent.glob("ckpt-*.pt"), key=os.path.getmtime)[: -cfg.keep]:  # of an abandoned run too
+        for old in sorted(path.parent.glob("ckpt-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))[: -cfg.keep]:  # of an abandoned run too
             old.unlink()
 
 
@@ -230,8 +230,8 @@ def update(cfg, run, objective, batches, step):
 
 
 def report(cfg, run, log, bar, seen, step, skipped, clock):
-    """Average what `update` said of the last steps over steps and ranks, show and log it -> `skipped` and those among them. Nothing else
-    waits for the device. Raises Problem after more than cfg.skip_nonfinite of them."""
+    """Average what `update` said of the steps since `clock` over steps and ranks, show and log it -> `skipped` and those among them.
+    Nothing else waits for the device. Raises Problem after more than cfg.skip_nonfinite of them."""
     seen = torch.stack(seen).float().cpu()
     good, path = seen[:, 2].isfinite(), f"{cfg.out_dir}/ckpt.pt"
     for bad in (step - len(seen) + (~good).nonzero()[:, 0]).tolist():
@@ -239,13 +239,13 @@ def report(cfg, run, log, bar, seen, step, skipped, clock):
         log.write(bad + 1, skipped=skipped)
         if skipped > cfg.skip_nonfinite:
             raise Problem(f"loss {seen[bad - step, 0]:.4g} with a gradient that is not finite at step {bad}, samples "
-                          f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}: start over "
-                          f"{f'--init_from {path} ' if os.path.exists(path) else ''}with a lower --lr, or --skip_nonfinite 10")
+                          f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}: start over in another --out_dir "
+                          f"with a lower --lr{f' and --init_from {path}' if os.path.exists(path) else ''}, or --resume --skip_nonfinite 10")
     if not good.any():
         return skipped
     loss, bound = gather(seen[good][:, :2].nanmean(0)[None]).nanmean(0).tolist()
     bound = bits_per_byte(run.meta, "train", bound * cfg.length / cfg.text_length)
-    speed = len(seen) * cfg.batch_size * cfg.length / (time.time() - clock)  # the device is done
+    speed = len(seen) * cfg.batch_size * cfg.length / (time.time() - clock)  # after .cpu(), so that all is done
     mfu, memory = speed * flops_per_token(run.model.config, cfg.lookup_share) / (run.ceiling * run.world), memory_in_use(run.device)
     bar.set_postfix(loss=f"{loss:.3f}", bits_per_byte=f"{bound:.3f}", tokens_s=f"{speed:,.0f}", mfu=f"{mfu:.0%}", GiB=f"{memory:.1f}")
     log.write(step, loss=loss, bits_per_byte=bound, lr=learning_rate(cfg, step - 1), tokens_per_s=speed, mfu=mfu, memory_gib=memory)

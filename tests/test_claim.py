@@ -76,8 +76,14 @@ def test_a_model_that_needs_four_times_fewer_calls_has_ratio_four():
     assert back["geometric_mean"] == pytest.approx(later) and later < 0.4  # without T = 4, at which no ratio can be below 1
     better = scaling(100, steps)
     point |= {key: claim.at_entropy(c["nll"], c["entropy"], 2.95) for key, c in better.items()}
-    report = claim.ratio_report(point, boot | claim.bootstrap(better, 2.95), nfe, "dsl/posterior", names, [32], steps)
+    boot |= claim.bootstrap(better, 2.95)
+    report = claim.ratio_report(point, boot, nfe, "dsl/posterior", names, [32], steps)
     assert report["at"][32]["ratio"] == 8 and report["at"][32]["censored"] == 1  # the longest run, 256 calls, does not reach it
+    point |= {("mdlm_more/random", T): point["mdlm_more/recorded", 4] for T in steps} | {(name, 256): math.nan for name in names}
+    boot |= {("mdlm_more/random", T): boot["mdlm_more/recorded", 4] for T in steps}
+    report = claim.ratio_report(point, boot, nfe | {("mdlm_more/random", T): float(T) for T in steps}, "dsl/posterior",
+                                [*names, "mdlm_more/random"], [32], steps)
+    assert report["at"][32]["ratio"] == 4  # the best are known up to 128 calls; that a worse one goes on to 256 says no more
 
 
 def duelists(found, every, *pair):

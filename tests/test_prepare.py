@@ -296,7 +296,7 @@ def test_texts_that_lie_where_the_dataset_would_are_kept(tmp_path, held):
     (folder := tmp_path / "mine").mkdir()
     for name in ("a.txt", *held):
         (folder / name).write_text("one\n\ntwo\n\n" * 9)
-    assert "choose another --name" in refused("--text", str(folder / "a.txt"), "--name", "mine", out=tmp_path)
+    assert "holds a.txt, which is no part" in refused("--text", str(folder / "a.txt"), "--name", "mine", out=tmp_path)
     assert (folder / "a.txt").exists() and not list(tmp_path.glob(".*"))
 
 
