@@ -107,7 +107,8 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and, if none of these is cut off at either end, its interval by
     Student's t: that of the bootstrap is hardly wider than the range of a few seeds."""
     known = [(point[name, T], name, nfe[name, T]) for name in names for T in steps if not math.isnan(point[name, T])]
-    longest = max((calls for _, name, calls in known if name == min(known)[1]), default=math.nan)
+    _, best, _ = min(known, default=(math.nan, "", math.nan))
+    longest = max((calls for _, name, calls in known if name == best), default=math.nan)
     shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])

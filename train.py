@@ -188,9 +188,8 @@ def start(cfg, rank, world, device):
         model.load_state_dict(ckpt["model"])
         ema.load_state_dict(ckpt.get("ema", ckpt["model"]))
         optimizer.load_state_dict(ckpt.get("optimizer", optimizer.state_dict()))  # mdlm.py's checkpoints have none
-    begun, step, scores = (str(path), ckpt["step"], ckpt["validation"]) if ckpt else (cfg.init_from, 0, {})
-    ceiling = matmul_ceiling(device, autocast(device, cfg.dtype))
-    return Run(model, ema, optimizer, begun, step, scores, tokens, meta, rank, world, device, ceiling)
+    begun = (str(path), ckpt["step"], ckpt["validation"]) if ckpt else (cfg.init_from, 0, {})
+    return Run(model, ema, optimizer, *begun, tokens, meta, rank, world, device, matmul_ceiling(device, autocast(device, cfg.dtype)))
 
 
 def save(cfg, run, step, scores):
@@ -202,7 +201,8 @@ def save(cfg, run, step, scores):
         named = path.with_name(f"ckpt-{step:08d}.pt")
         named.unlink(missing_ok=True)
         os.link(path, named)
-        for old in sorted(path.parent.glob("ckpt-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))[: -cfg.keep]:  # of an abandoned run too
+        by_age = sorted(path.parent.glob("ckpt-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))  # an abandoned run's may have later steps
+        for old in by_age[: -cfg.keep]:
             old.unlink()
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOK = tokenizer("bytes")
 
 
-def checkpoint(path, objective="dsl", length=16):
+def checkpoint(path, objective="dsl", length=16, **config):
     torch.manual_seed(0)
     model = DSL(ModelConfig(257, length, n_layer=1, n_head=2, d_model=16, d_embed=4, causal=objective == "ar"))
     with torch.no_grad():
@@ -33,8 +33,8 @@ def checkpoint(path, objective="dsl", length=16):
         for block in model.blocks:
             block.attn_gate.fill_(1)
             block.mlp_gate.fill_(1)
-    save_checkpoint(path, model, config={"objective": objective, "dataset": "toy"}, step=7, tokenizer="bytes", validation={}, command="c",
-                    commit="d")
+    save_checkpoint(path, model, config={"objective": objective, "dataset": "toy", **config}, step=7, tokenizer="bytes", validation={},
+                    command="c", commit="d")
     return str(path)
 
 
@@ -92,6 +92,14 @@ def test_longer_texts_come_in_blocks_whose_older_half_is_given(cfg, tmp_path):
                 assert before is None or state.given.tolist()[0] == [True] * half + [False] * (len(state.given[0]) - half)
             before = ids
         assert starts == [0, 8, 16, 24] and len(before[0]) == 40 and not (before == model.mask_id).any()
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_what_the_checkpoint_says_of_frames_reaches_the_sampler(cfg, tmp_path, monkeypatch, framed):
+    told = []
+    monkeypatch.setattr(sampler, "sample_text", lambda *args: told.append(args[-1]) or sample_text(*args))
+    sampler.main(replace(cfg, ckpt=checkpoint(tmp_path / "framed.pt", frame_eos=framed), num_samples=1))
+    assert told == [framed]
 
 
 def test_correct_reads_the_posterior_of_what_it_shows(cfg, capsys):

@@ -283,8 +283,12 @@ def test_more_processes_than_gpus_and_errors_of_our_own_are_one_sentence(monkeyp
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(SystemExit, match="^error: torchrun started more processes than the 4 GPU"):
         run(lambda: local_device(""))
+
+    def fail():
+        raise OSError("a worker died")
+
     with pytest.raises(SystemExit, match="^error: a worker died$"):
-        run(lambda: exec('raise OSError("a worker died")'))
+        run(fail)
 
 
 def test_missing_data_says_what_to_run(cfg):
