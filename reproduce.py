@@ -167,7 +167,7 @@ def sample_all(cfg, tasks, what):
 
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
-FINALS, FINALISTS, NEAR, TRIES = (8, 64), 2, (0.85, 1.15), 3
+FINALS, FINALISTS, NEAR, TRIES = (8, 16, 64), 2, (0.85, 1.15), 3
 FIRST = {1.0: NEAR, 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
 
 
@@ -187,8 +187,8 @@ def train_to_tune(cfg, wanted, rates, judge, known):
 
 def tune_all(cfg, rates, judge, target, known):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
-    T = 8 and 64. A path that has a gamma tries all GAMMAS instead, at its best setting and at all three T. On one seed that is then thrown
-    away, but for what is `known` of an earlier run -> {"model/path": [{"T", "setting", "nll", "temperature" of that entropy, ...}]}."""
+    T = 8, 16 and 64; of RANKED all GAMMAS instead, at the best setting and all four T; of those that draft every setting there. On one seed
+    that is then thrown away, but for what is `known` of an earlier run -> {"model/path": [{"T", "setting", "nll", "temperature", ...}]}."""
     found = {curve.name: list(known["paths"].get(curve.name, []) if known else []) for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
@@ -225,8 +225,8 @@ def tune_all(cfg, rates, judge, target, known):
     ranked = [curve for curve in cfg.curves if curve.path in RANKED]
     attempt([near(c, AT, e, e["setting"] | {"gamma": gamma}) for c in ranked for e in best[c.name] for gamma in GAMMAS], "gamma")
     finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
-    finals |= {c.name: [*(finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))),
-                        *(setting for setting in c.grid if "draft" in setting)] for c in ranked}  # how long a draft, hangs on T
+    finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
+    finals |= {c.name: c.grid for c in cfg.curves if "draft" in c.grid[0]}  # how long a draft, and which tokens to doubt, hang on T
     attempt([near(curve, T, entry, setting) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
              if entry["T"] == AT and entry["setting"] in finals[curve.name] for setting in beyond(entry["setting"], T)], "T")
     return found

@@ -126,7 +126,8 @@ class Curve(NamedTuple):
 
 REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8, 16, 32)]
 EVEN = [{"R": 1024, "top_p": 1.0, "order": "spread"}]  # with all the remasking there is, which the best of REMASK came to [measured]
-MEND = [{"draft": share, "top_p": 1.0} for share in (0.4, 0.6, 0.8)]  # 0.2: results/claim.md, "A shorter draft"
+GAMMAS = (0.5, 1.0, 4.0, 8.0, 16.0)  # beside the sampler's own, 2
+MEND = [{"draft": share, "top_p": 1.0} | more for share in (0.2, 0.4, 0.6, 0.8) for more in ({}, *({"gamma": g} for g in GAMMAS))]
 LOOP = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (0.5, 1, 2, 4, 8)]  # at T = 32 its r_max allows no more than 2
 NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
 SPREAD = [{"top_p": 1.0, "order": "spread"}]  # the nucleus that was best for `mdlm` with every model [measured]
@@ -135,8 +136,7 @@ SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-
 RIVALS = {"recorded": REMASK + EVEN, "mend-recorded": MEND}  # what else is tried where `recorded` is the best there is
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "mend": MEND, "hybrid": NUCLEUS,
             "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
-RANKED = ("posterior", "soft", "recorded", "mend", "mend-recorded")  # paths that have a gamma
-GAMMAS = (0.5, 1.0, 4.0, 8.0, 16.0)  # beside the sampler's own, 2
+RANKED = ("posterior", "soft", "recorded")  # paths that try GAMMAS at their best setting
 AT = 32  # T at which all settings are tried; R = 32 remasks all there that r_max allows
 PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
 ALONE = ("ar", "mdlm")  # one training each, sampled with every seed; but see mdlm_of
