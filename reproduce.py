@@ -327,7 +327,7 @@ def main(cfg):
     number = len(plan | trainings(cfg, rates or dict.fromkeys(WAYS, ""), cfg.training_seeds))
     texts, late = (n * len(cfg.training_seeds) // len(scale.seeds) for n in (scale.texts, scale.late_texts))
     print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {texts} texts in a cell, {late} "
-          f"where T > L / 2; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
+          f"where T > L; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
                      *[f"and each way at the best of its rates, seeds {cfg.training_seeds}, with the MDLMs they go on from, if from any"]

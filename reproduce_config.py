@@ -93,7 +93,7 @@ class Scale(NamedTuple):
     steps: tuple
     seeds: tuple  # of the three ways
     tuning_texts: int  # at each of two temperatures; at 36 the choice of gamma alone moved NLLs by 0.1 [measured]
-    texts: int  # of a cell, all its seeds and both temperatures, up to T = L / 2
+    texts: int  # of a cell, all its seeds and both temperatures, up to T = L, which is as far as target (a) asks the rival
     late_texts: int  # at larger T, where they cost most and change least
     duel_texts: int  # of the cells in which the claim is decided, however few of the seeds are asked
 
@@ -266,7 +266,7 @@ def cells(cfg, tuning, length, tag="", texts=0, better=None):
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
-            of_cell = scale.texts if 2 * T <= length else scale.late_texts
+            of_cell = scale.texts if T <= length else scale.late_texts
             each = texts // (2 * len(cfg.training_seeds)) if texts else of_cell // (2 * len(scale.seeds))
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, each, tag)
                                    for seed in cfg.training_seeds for factor in AROUND]

@@ -94,7 +94,7 @@ def test_every_cell_is_a_command_line_of_the_sampler():
         settings = [sampler_args(argv) for argv in argvs]
         assert len(settings) == 12 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
         assert len({s.seed for s in settings}) == 6 and len({s.temperature for s in settings}) == 2
-        assert sum(s.num_samples for s in settings) == (768 if T <= 64 else 144)
+        assert sum(s.num_samples for s in settings) == (768 if T <= 128 else 144)
     assert sum(map(len, tasks_of({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
 
 
@@ -157,7 +157,7 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert {(e["T"], e["setting"]["draft"]) for e in found["tuning"]["dsl/mend"]} == {(T, d) for T in (8, 16, 32) for d in (0.2, 0.4, 0.6)}
     cell = found["cells"][found["duels"][0]["ours"]]  # at T = 4, where the claim is decided, by more texts
     assert all(duel["num_samples"] == [36, 36] for duel in found["duels"]) and cell["nfe"] <= 4
-    assert [found["cells"][f"dsl/remdm/{T}"]["num_samples"] for T in (4, 8, 16)] == [24, 24, 12] and cell["num_samples"] == 36
+    assert [found["cells"][f"dsl/remdm/{T}"]["num_samples"] for T in (4, 8, 16)] == [24, 24, 24] and cell["num_samples"] == 36
     assert cell["text_stderr"] > 0 and len(cell["nll_by_seed"]) == 3 and 0 <= cell["mauve"][0] <= 1 and 0 < cell["distinct_4"] <= 1
     assert 0 <= cell["js_1"][0] < cell["js_2"][0] < cell["js_3"][0] < cell["js_4"][0] <= math.log(2)  # as for any two samples of a language
     assert cell["entropy"][0] < math.log(16) and found["duels"] and (tmp_path / "results" / "claim.png").stat().st_size > 1000
