@@ -178,9 +178,9 @@ def test_the_runs_of_the_claim_agree_as_is_said():
 
 
 def test_the_readme_s_ratios_stand_in_their_json():
-    """Those of its bold sentence, by seed too, of the run without a spread order, of the published rule, of a shorter draft, and from
+    """Those of its bold sentence, by seed too, of the run without a spread order, of the published rule, and from
     scratch, where it says what evidence and what the loss brings at T = 8 as well: from best sampler to best sampler."""
-    (found, _), (whole, _), (scratch, _), (short, _) = map(claims, ("claim_mdlms", "claim", "claim_scratch", "claim_short_draft"))
+    (found, _), (whole, _), (scratch, _) = map(claims, ("claim_mdlms", "claim", "claim_scratch"))
 
     def told(form, of, digits=1):
         return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
@@ -188,18 +188,18 @@ def test_the_readme_s_ratios_stand_in_their_json():
     ours, control, soft, soft_control = (of["against_best"]["at"]["8"] for run in (found, whole) for of in (run, run["controls"]["masked"]))
     rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
     said = [told("needs, by `mend`, {} times fewer calls than the best sampler of MDLM continued (95%: {} to {})", ours),
-            "(by seed {:.1f}, at least {:.1f}, {:.1f}), at T = 32".format(*found["against_best"]["at"]["16"]["by_seed"]),
+            f"made {ours['ratio']:.1f} of 1.9", f"the third DSL needs {found['against_best']['at']['16']['by_seed'][2]:.1f} times fewer",
             told("{} times fewer ({} to {}) than that of the control", control), "is " + ", ".join(f"{x:.1f}" for x in ours["by_seed"]),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
-    said.append("would make {:.1f} of the {:.1f}, and {:.1f} of the seven at T = 16".format(
-        *(run["against_best"]["at"][T]["ratio"] for run, T in ((short, "8"), (found, "8"), (short, "16")))))
     at = scratch["controls"]["masked"]["against_best"]["at"]
     mdlm, masked, dsl = (min(row["nll"][0] for key, row in scratch["cells"].items() if re.fullmatch(f"{model}/.*/8", key))
                          for model in ("mdlm_more", "masked", "dsl"))
     said += [told("the control needs {} times as many ({} to {})", at["8"]), f"worth {masked - dsl:.2f} nats at T = 8, the loss "
              f"{mdlm - masked:.2f}", f"seven times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
     assert not [words for words in said if words not in README]
+    early, late = (found["against_best"]["at"][T]["by_seed"] for T in ("16", "32"))  # 128 calls do not get there, by two seeds and by all
+    assert min(early[:2]) > 7.9 and min(late) > 3.9
 
 
 def test_results_name_no_place_on_somebody_s_machine():
