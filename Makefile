@@ -62,10 +62,10 @@ out/eval/remdm-%.jsonl: out/demo/ckpt.pt FORCE
 out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
-# The paper's claim, in two and a half hours on two cores that are fast in bfloat16: an MDLM for each of three seeds, the paths that decide it, at
+# The paper's claim, in three hours on two cores that are fast in bfloat16: an MDLM for each of three seeds, the paths that decide it, at
 # the rates and settings of results/claim_spread_tuning.json. On English prose where TEXT names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
-# With FROM_SCRATCH=1, in three and a half by estimate, at these settings, MDLM, the control and DSL from scratch, T to 256. With ALL=1, which wins
-# over that, in four and a half by estimate, six seeds of one MDLM, rates and settings chosen anew, every path; and ablations, what that
+# With FROM_SCRATCH=1, in four by estimate, at these settings, MDLM, the control and DSL from scratch, T to 256. With ALL=1, which wins
+# over that, in six by estimate, six seeds of one MDLM, rates and settings chosen anew, every path; and ablations, what that
 # hangs on. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)

@@ -4,7 +4,7 @@
     python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list prints it
     make reproduce FROM_SCRATCH=1                              # the three ways from scratch instead, for as many steps as that MDLM
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
-    python reproduce.py --data english --tuning results/claim_spread_tuning.json --results out/again  # tune only what was not tried there
+    python reproduce.py --data english --tuning out/my_tuning.json --results out/again # tune only what an earlier run of yours did not try
 
 Stages, each with its json in --results: (1) train a judge, an AR baseline and an MDLM; go on with the MDLM by its own loss, by DSL's and,
 to tell apart the two things that DSL changes, by DSL's unweighted loss on masked texts alone, equally long, at several learning rates and
@@ -187,7 +187,7 @@ def train_to_tune(cfg, wanted, rates, judge, known):
 
 def tune_all(cfg, rates, judge, target, known):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
-    T = 8, 16 and 64; of RANKED all GAMMAS instead, at the best setting and all four T; of those that draft every setting there. On one seed
+    T = 8, 16 and 64; of RANKED all GAMMAS instead, at the best setting and all four T; of what drafts each setting at all four. On a seed
     that is then thrown away, but for what is `known` of an earlier run -> {"model/path": [{"T", "setting", "nll", "temperature", ...}]}."""
     found = {curve.name: list(known["paths"].get(curve.name, []) if known else []) for curve in cfg.curves}
 

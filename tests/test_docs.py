@@ -186,9 +186,10 @@ def test_the_readme_s_ratios_stand_in_their_json():
         return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
 
     ours, control, soft, soft_control = (of["against_best"]["at"]["8"] for run in (found, whole) for of in (run, run["controls"]["masked"]))
+    early, late = (found["against_best"]["at"][T]["by_seed"] for T in ("16", "32"))
     rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
     said = [told("needs, by `mend`, {} times fewer calls than the best sampler of MDLM continued (95%: {} to {})", ours),
-            f"made {ours['ratio']:.1f} of 1.9", f"the third DSL needs {found['against_best']['at']['16']['by_seed'][2]:.1f} times fewer",
+            f"made {ours['ratio']:.1f} of 1.9", f"at T = 16 {min(early):.1f} times fewer than MDLM continued by the worst of three seeds",
             told("{} times fewer ({} to {}) than that of the control", control), "is " + ", ".join(f"{x:.1f}" for x in ours["by_seed"]),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
@@ -198,8 +199,7 @@ def test_the_readme_s_ratios_stand_in_their_json():
     said += [told("the control needs {} times as many ({} to {})", at["8"]), f"worth {masked - dsl:.2f} nats at T = 8, the loss "
              f"{mdlm - masked:.2f}", f"seven times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
     assert not [words for words in said if words not in README]
-    early, late = (found["against_best"]["at"][T]["by_seed"] for T in ("16", "32"))  # 128 calls do not get there, by two seeds and by all
-    assert min(early[:2]) > 7.9 and min(late) > 3.9
+    assert max(early) >= 8 and min(late) >= 4
 
 
 def test_results_name_no_place_on_somebody_s_machine():
