@@ -189,7 +189,7 @@ def test_the_readme_s_ratios_stand_in_their_json():
     early, late = (found["against_best"]["at"][T]["by_seed"] for T in ("16", "32"))
     rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
     said = [told("needs, by `mend`, {} times fewer calls than the best sampler of MDLM continued (95%: {} to {})", ours),
-            f"made {ours['ratio']:.1f} of 1.9", f"at T = 16 {min(early):.1f} times fewer than MDLM continued by the worst of three seeds",
+            f"made {ours['ratio']:.1f} of 1.9", f"at T = 16, by the worst of three seeds, {min(early):.1f} times fewer than MDLM continued",
             told("{} times fewer ({} to {}) than that of the control", control), "is " + ", ".join(f"{x:.1f}" for x in ours["by_seed"]),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
