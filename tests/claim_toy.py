@@ -20,7 +20,7 @@ TRAININGS = 18
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """A scale of seconds: networks of 8 channels, five curves, trainings and samplers in this process."""
+    """A scale of seconds: networks of 8 channels, four curves, trainings and samplers in this process."""
     data = np.random.default_rng(0).integers(97, 105, size=4000).astype(np.uint16)
     meta = {"name": "toy", "tokenizer": "bytes", "vocab_size": 257, "eos": 256}
     (tmp_path / "data" / "toy").mkdir(parents=True)
@@ -33,7 +33,6 @@ def toy(tmp_path, monkeypatch):
     scale = Scale(network, "1e-3", "4e-3", 4, 2, 4, lrs, (4, 8, 16), (0, 1, 2), 4, 24, 12, 36)
     monkeypatch.setattr(reproduce_config, "CURVES", [Curve("ar", "ar", [{"top_p": 1.0}]), Curve("mdlm_more", "remdm", [{}], {"top_p": 0.9}),
                                                Curve("masked", "remdm", [{}], {"top_p": 0.9}), Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
-                                               Curve("dsl", "mend", [{"draft": d, "top_p": 1.0} for d in (0.2, 0.4, 0.6)]),
                                                Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
     monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
     monkeypatch.setattr(reproduce, "FINALS", (8, 16))

@@ -146,6 +146,7 @@ def assert_far_texts_were_drawn_again(found, folder):
 
 def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
     cfg, ran = toy
+    reproduce_config.CURVES.insert(0, Curve("dsl", "mend", [{"draft": share, "top_p": 1.0} for share in (0.2, 0.4, 0.6)]))
     reproduce.main(cfg)
     found = json.loads((tmp_path / "results" / "claim.json").read_text())
     assert len(ran) == TRAININGS == 3 + 3 * 2 + 3 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
@@ -166,7 +167,6 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     (control,) = found["controls"].values()
     assert set(control["same_rule"]) == {"remdm"} and control["published_against_published"]["at"].keys() == {"4"}
     published = capsys.readouterr().out
-
     reproduce.main(cfg)  # nothing is left to do: the same numbers
     again = json.loads((tmp_path / "results" / "claim.json").read_text())
     assert len(ran) == TRAININGS and again["cells"] == found["cells"] and again["duels"] == found["duels"]
