@@ -45,7 +45,7 @@ class Config:
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
     claimed: bool = arg(True, "ask the claim's own models as well")
     list: bool = arg(False, "print the variants, and exit")
-    mdlm_per_seed = from_scratch = False  # no flags here: what goes on from an MDLM goes on from one
+    mdlm_per_seed = from_scratch = fine_tune_steps = 0  # no flags here: what goes on from an MDLM goes on from one
 
     def __post_init__(self):
         try:
@@ -272,10 +272,10 @@ def published_settings(cfg, variants):
             published = json.load(f)
     except FileNotFoundError:
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
-    other = any(published["config"].get(flag) for flag in ("mdlm_per_seed", "from_scratch"))
+    other = any(published["config"].get(flag) for flag in ("mdlm_per_seed", "from_scratch", "fine_tune_steps"))
     if other and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
-        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, and these go on from one: name the --claim of another run, or "
-                      '--no-claimed --only ".*scratch.*"')
+        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, or a fine-tuning of another length, and these go on from one "
+                      'as the scale does: name the --claim of another run, or --no-claimed --only ".*scratch.*"')
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
     if untuned := sorted(set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}):

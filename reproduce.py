@@ -2,7 +2,7 @@
 
     make reproduce                                             # what decides it: three seeds, each with an MDLM of its own; see Makefile
     python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list prints it
-    make reproduce FROM_SCRATCH=1                              # the three ways from scratch instead, for as many steps as that MDLM
+    make reproduce FROM_SCRATCH=1                              # the three ways from scratch instead; LONG=1: four times the fine-tuning
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
     python reproduce.py --data english --tuning out/my_tuning.json --results out/again # tune only what an earlier run of yours did not try
 
@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from config import Problem, run
-from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, WAYS
+from reproduce_config import ALONE, AROUND, AT, GAMMAS, OF_WHAT, RANKED, SCALES, THROWN_AWAY, WAYS
 from reproduce_config import as_it_was, best_path, beyond, cells, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at, tasks_of
 from reproduce_config import trainings
 
@@ -178,7 +178,7 @@ def toward(cold, hot, share):
 
 def train_to_tune(cfg, wanted, rates, judge, known):
     """Train the models of the thrown-away seed to try what --tuning lacks on. Raises Problem if that would not compare."""
-    if (known["judge"], known["from_scratch"]) != (judge.key, cfg.from_scratch):
+    if [known[key] for key in OF_WHAT] != [judge.key, rates, cfg.from_scratch, cfg.fine_tune_steps]:
         raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and had another judge or other "
                       "models than are here, so that its NLLs and new ones do not compare: run this without --tuning")
     names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE} | {mdlm_of(cfg, THROWN_AWAY)}
@@ -279,7 +279,7 @@ def claim(cfg, rates, known):
     """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
     tuning = tune_all(cfg, rates, judge, target[0], known)
-    chose = {"judge": judge.key, "learning_rates": rates, "from_scratch": cfg.from_scratch} | known
+    chose = dict(zip(OF_WHAT, (judge.key, rates, cfg.from_scratch, cfg.fine_tune_steps))) | known
     save_json(f"{cfg.results}_tuning.json", **chose | {"paths": known.get("paths", {}) | tuning})
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
@@ -318,7 +318,7 @@ def again(cfg):
 
 def main(cfg):
     known = earlier(cfg)
-    rates = {model: lr for model, (lr,) in cfg.lrs.items()} if known and cfg.from_scratch else known.get("learning_rates", {})
+    rates = known and (cfg.settled or known["learning_rates"])
     plan, scale = trainings(cfg, rates, cfg.training_seeds), SCALES[cfg.scale]
     meta, length = load_meta(cfg.data, cfg.data_dir), train_args(plan["ar"]).length  # what is missing should be known first
     if meta["val"]["tokens"] < (needed := scale.duel_texts * length):

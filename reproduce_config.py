@@ -32,6 +32,8 @@ class Config:
                                     "the claim is decided. Empty: all")
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
+    fine_tune_steps: int = arg(0, "steps of the fine-tuning, at --rates; choose another --out_dir. 0: the scale's")
+    rates: tuple[str, ...] = arg((), "the learning rates of MDLM continued, the control and DSL, not chosen from the scale's")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
@@ -44,9 +46,15 @@ class Config:
             raise ValueError(f"--seeds are two (errors are over seeds) or more of {SCALES[self.scale].seeds}")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
-        if (self.mdlm_per_seed or self.from_scratch) and self.out_dir == type(self).out_dir:
-            raise ValueError("--mdlm_per_seed and --from_scratch make other models than are in "
+        if (self.mdlm_per_seed or self.from_scratch or self.fine_tune_steps) and self.out_dir == type(self).out_dir:
+            raise ValueError("--mdlm_per_seed, --from_scratch and --fine_tune_steps make other models than are in "
                              f"{self.out_dir} without them: choose another --out_dir")
+        if self.fine_tune_steps < 0 or self.from_scratch and (self.fine_tune_steps or self.rates):
+            raise ValueError("--fine_tune_steps cannot be negative, nor stand beside --from_scratch, nor --rates beside that")
+        if self.fine_tune_steps and not (self.rates or self.cell):
+            raise ValueError("--fine_tune_steps wants --rates: another length has other ones")
+        if self.rates and (len(self.rates) != len(WAYS) or not all(0 < float(rate) < math.inf for rate in self.rates)):
+            raise ValueError("--rates are three numbers above 0: of MDLM continued, the control and DSL")
         if self.mdlm_per_seed and self.from_scratch:
             raise ValueError("--mdlm_per_seed is about what goes on from an MDLM, and with --from_scratch nothing does: choose one")
         if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
@@ -69,10 +77,16 @@ class Config:
                 and not (self.from_scratch and curve.model == "mdlm")]  # mdlm_more is that MDLM then
 
     @property
+    def settled(self):
+        """{model: learning rate} where there is no choice: from scratch, and with --rates."""
+        if self.from_scratch:
+            return {model: SCALES[self.scale].mdlm_lr if model == "mdlm_more" else SCALES[self.scale].dsl_lr for model in WAYS}
+        return dict(zip(WAYS, self.rates))
+
+    @property
     def lrs(self):
-        """{model: learning rates to choose from}; from scratch there is no choice."""
-        scale = SCALES[self.scale]
-        return {model: (scale.mdlm_lr if model == "mdlm_more" else scale.dsl_lr,) for model in WAYS} if self.from_scratch else scale.lrs
+        """{model: learning rates to choose from}."""
+        return {model: (rate,) for model, rate in self.settled.items()} or SCALES[self.scale].lrs
 
 
 def parse_args(argv=None, description=None):
@@ -158,7 +172,7 @@ def trainings(cfg, best=None, seeds=(0,)):
     """Folder -> flags of train.py, in order: with the learning rates to choose from, on the thrown-away seed, or, once `best` {model: rate}
     is known, with that and these `seeds`."""
     scale, seeds = SCALES[cfg.scale], seeds if best else (THROWN_AWAY,)
-    steps = scale.pretrain if cfg.from_scratch else scale.tune
+    steps = scale.pretrain if cfg.from_scratch else cfg.fine_tune_steps or scale.tune
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
     plan = {mdlm_of(cfg, seed): ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr,
                                  "--seed", str(seed if cfg.mdlm_per_seed else 0)]
@@ -173,23 +187,26 @@ def trainings(cfg, best=None, seeds=(0,)):
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
+OF_WHAT = ("judge", "learning_rates", "from_scratch", "fine_tune_steps")  # what settings were tuned with, and on
+
+
 def earlier(cfg):
     """What the run that left --tuning chose, {} without that -> {"learning_rates": {model: rate}, "paths": {model/path: [...] as of
-    reproduce.tune_all}, "judge": its key, "from_scratch": whether its models were}."""
+    reproduce.tune_all}, "judge": its key, "from_scratch": whether its models were, "fine_tune_steps": as the flag}."""
     if not cfg.tuning:
         return {}
     try:
         with open(cfg.tuning) as f:
             stored = json.load(f)
         known = {key: stored[key] for key in ("learning_rates", "paths", "judge")}
-        known["from_scratch"] = stored.get("from_scratch", False)  # which is younger than some
+        known |= {"from_scratch": stored.get("from_scratch", False), "fine_tune_steps": stored.get("fine_tune_steps", 0)}  # younger ones
         rates = {model: known["learning_rates"][model] for model in WAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"{cfg.tuning} holds no tuning ({error}): name a NAME_tuning.json of an earlier run") from None
     if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
         raise Problem(f"{cfg.tuning} chose {rates}, and --scale {cfg.scale} does not train all of these: use its own --scale or commit")
-    if known["from_scratch"] and not cfg.from_scratch:
-        raise Problem(f"{cfg.tuning} is of models from scratch, whose rates are others: name that of a run that went on from an MDLM")
+    if not cfg.settled and (known["from_scratch"] or known["fine_tune_steps"]):
+        raise Problem(f"{cfg.tuning} is of models from scratch or of other --fine_tune_steps, whose rates are others: name another")
     return known
 
 
@@ -198,8 +215,8 @@ def as_it_was(cfg, stored):
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    starts = {flag: stored.get(flag, False) for flag in ("mdlm_per_seed", "from_scratch")}  # a younger flag was False, or empty
-    if other := [flag for flag, value in starts.items() if getattr(cfg, flag) > value]:
+    starts = {flag: stored.get(flag, 0) for flag in ("mdlm_per_seed", "from_scratch", "fine_tune_steps")}  # younger ones were not there
+    if other := [flag for flag, value in starts.items() if getattr(cfg, flag) not in (0, value)]:
         raise Problem(f"{cfg.results}.json is not of a run with --{other[0]}: leave it out, or name the --results of such a run")
     if (there := stored["out_dir"]) != cfg.out_dir and any(starts.values()):
         raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")

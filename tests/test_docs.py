@@ -25,8 +25,9 @@ SOURCES = sorted(ROOT.glob("*.py"))
 
 def commands():
     """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and of the Makefile, as (script, flags)."""
-    goals = ["demo results evaluate bench bench_gpu ablations", "reproduce", "reproduce FROM_SCRATCH=1"]
-    plain = {key: value for key, value in os.environ.items() if key not in ("ALL", "FROM_SCRATCH", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    goals = ["demo results evaluate bench bench_gpu ablations", "reproduce", "reproduce FROM_SCRATCH=1", "reproduce LONG=1"]
+    asked = {"ALL", "FROM_SCRATCH", "LONG", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
+    plain = {key: value for key, value in os.environ.items() if key not in asked}
     make = [subprocess.run(["make", "-nB", *of.split(), "TEXT=prose.txt"], cwd=ROOT, env=plain, capture_output=True, text=True,
                            check=True).stdout for of in goals]
     text = "\n".join([*re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S), *make])
@@ -41,7 +42,8 @@ def test_the_readme_holds_commands():
     found = set(commands())
     assert {"prepare_owt.py", "train.py", "sampler.py", "eval_mauve.py", "analyze.py"} <= {script for script, _ in found}
     runs = [flags for script, flags in found if script == "reproduce.py" and "gpu" not in flags]
-    assert sorted(re.findall("--mdlm_per_seed|--from_scratch", flags) for flags in runs) == [[], ["--from_scratch"], ["--mdlm_per_seed"]]
+    assert sorted(re.findall("--mdlm_per_seed|--from_scratch|--fine_tune_steps", flags) for flags in runs) == [
+        [], ["--from_scratch"], ["--mdlm_per_seed"], ["--mdlm_per_seed", "--fine_tune_steps"]]
 
 
 @pytest.mark.parametrize("script, flags", sorted(set(commands())))

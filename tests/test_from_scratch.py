@@ -1,4 +1,5 @@
-"""reproduce.py --from_scratch: MDLM, the control and DSL by the same number of steps, none from another's end."""
+"""reproduce.py --from_scratch: MDLM, the control and DSL by the same number of steps, none from another's end; and --fine_tune_steps: all
+three for other than the scale's."""
 
 import json
 import shutil
@@ -29,7 +30,13 @@ def test_all_models_start_from_scratch_and_see_as_many_texts():
 
 
 @pytest.mark.parametrize("flags, asked", [("--from_scratch", "choose another --out_dir"),
-                                          ("--from_scratch --mdlm_per_seed --out_dir out/x", "choose one")])
+                                          ("--from_scratch --mdlm_per_seed --out_dir out/x", "choose one"),
+                                          ("--fine_tune_steps 8 --rates 1 1 1", "choose another --out_dir"),
+                                          ("--fine_tune_steps 8 --out_dir out/x", "wants --rates"),
+                                          ("--fine_tune_steps -8 --out_dir out/x --rates 1 1 1", "cannot be negative"),
+                                          ("--from_scratch --out_dir out/x --rates 1 1 1", "nor --rates beside that"),
+                                          ("--rates 1e-3 2e-3", "are three numbers above 0"),
+                                          ("--rates 1e-3 2e-3 nan", "are three numbers above 0")])
 def test_other_models_want_another_folder_and_one_way_to_start(flags, asked, capsys):
     with pytest.raises(SystemExit):
         parse_args(flags.split())
@@ -89,3 +96,53 @@ def test_a_tuning_from_scratch_is_for_models_from_scratch(toy, tmp_path, capsys)
     assert folders[:5] == ["judge", "ar", "mdlm_more-lr1e-3", "masked-lr4e-3", "dsl-lr4e-3"] and len(ran) == 5 + 3 * 2
     with pytest.raises(Problem, match="is of models from scratch"):
         reproduce.main(parse_args("--data toy --tuning results/scratch_tuning.json --results results/x".split()))
+
+
+def test_a_longer_fine_tuning_changes_its_length_and_rates_alone():
+    same, flags = "--mdlm_per_seed --out_dir out/long".split(), "--fine_tune_steps 8000 --rates 1e-3 2e-3 3e-3".split()
+    short, long = parse_args(same), parse_args([*same, *flags])
+    rates = dict(zip(reproduce_config.WAYS, ("1e-3", "2e-3", "3e-3")))
+    plans = [trainings(cfg, rates, cfg.training_seeds) for cfg in (short, long)]
+    for name in plans[0].keys() | plans[1].keys():
+        a, b = (vars(train_args(plan[name])) for plan in plans)
+        assert {key for key in a if a[key] != b[key]} == ({"max_steps"} if name.split("-")[0] in rates else set())
+    assert train_args(plans[1]["dsl-2"]).max_steps == 8000 and long.lrs == {model: (rate,) for model, rate in rates.items()}
+
+
+def test_the_whole_with_a_longer_fine_tuning(toy, tmp_path, capsys):
+    """At the rates that were asked for, by the settings of a shorter one; its own tuning, and its numbers, are for none but itself."""
+    _, ran = toy
+    reproduce_config.CURVES[:] = [curve for curve in reproduce_config.CURVES if curve.path in ("ar", "remdm")]
+    entry = {"setting": {}, "nll": 2.0, "temperature": 1.0}
+    known = {curve.name: [{**entry, "T": T, "setting": setting} for setting in curve.grid for T in (8, 16, 32)]
+             for curve in reproduce_config.CURVES}
+    rates = dict.fromkeys(reproduce_config.WAYS, "1e-3")
+    (tmp_path / "tuning.json").write_text(json.dumps({"learning_rates": rates, "paths": known, "judge": "another"}))
+    flags = "--data toy --workers 1 --seeds 0 2 --calls 4 16 --out_dir out/long --results results/long".split()
+    longer = "--fine_tune_steps 3 --rates 4e-3 2e-3 8e-3".split()
+    reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json"]))
+    started = {args.out_dir.split("/")[-1]: (args.max_steps, args.lr) for args in (train_args(command[2:]) for command in ran)}
+    assert started == {"mdlm": (4, 1e-3), "judge": (4, started["judge"][1]), "ar": (4, started["ar"][1]), "mdlm_more-0": (3, 4e-3),
+                       "mdlm_more-2": (3, 4e-3), "masked-0": (3, 2e-3), "masked-2": (3, 2e-3), "dsl-0": (3, 8e-3), "dsl-2": (3, 8e-3)}
+    assert json.loads((tmp_path / "results" / "long.json").read_text())["learning_rates"]["dsl"] == "8e-3"
+    chose = json.loads((tmp_path / "results" / "long_tuning.json").read_text())
+    assert (chose["learning_rates"], chose["fine_tune_steps"], chose["judge"]) == (rates, 0, "another")  # of the tuning that was named
+
+    shutil.rmtree(tmp_path / "out" / "long" / "dsl-2")
+    cell = "--data toy --workers 1 --results results/long --cell dsl/remdm/4 --out_dir".split()
+    reproduce.main(parse_args([*cell, "out/long"]))
+    assert "dsl/remdm/4: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == 10
+    assert {name: getattr(train_args(ran[-1][2:]), name) for name in ("max_steps", "lr")} == {"max_steps": 3, "lr": 8e-3}
+    with pytest.raises(Problem, match="say --out_dir out/long"):
+        reproduce.main(parse_args([*cell, "out/other"]))
+    with pytest.raises(Problem, match="is not of a run with --fine_tune_steps"):
+        reproduce.main(parse_args([*cell, "out/long", "--fine_tune_steps", "5"]))
+
+    next(curve for curve in reproduce_config.CURVES if curve.name == "dsl/remdm").grid.append({"top_p": 1.0})
+    chose["judge"] = json.loads((tmp_path / "results" / "long.json").read_text())["judge"]
+    (tmp_path / "tuning.json").write_text(json.dumps(chose))
+    with pytest.raises(Problem, match="lacks settings, dsl/remdm with .* other models"):
+        reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
+    (tmp_path / "tuning.json").write_text(json.dumps(chose | {"fine_tune_steps": 3}))
+    with pytest.raises(Problem, match="is of models from scratch or of other --fine_tune_steps"):
+        reproduce.main(parse_args([*flags, "--tuning", "tuning.json", "--results", "results/x"]))
