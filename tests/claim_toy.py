@@ -1,7 +1,9 @@
 """All of the claim in seconds, for the tests of reproduce.py and ablate.py."""
 
 import contextlib
+import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +16,14 @@ import reproduce_config
 from config import Problem
 from reproduce_config import Curve, Scale, parse_args
 
-SAMPLE_ALL = reproduce.sample_all  # the fixture replaces it
+SAMPLE_ALL = reproduce.sample_all  # `stage` replaces it
 TRAININGS = 18
+MENDING = Curve("dsl", "mend", [{"draft": share, "top_p": 1.0} for share in (0.2, 0.4, 0.6)])
 
 
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """A scale of seconds: networks of 8 channels, four curves, trainings and samplers in this process."""
+def stage(tmp_path, monkeypatch):
+    """In a folder, and until the patches are undone, a scale of seconds: networks of 8 channels, four curves, trainings and samplers in
+    this process -> the Config, and a list that each training's command is added to."""
     data = np.random.default_rng(0).integers(97, 105, size=4000).astype(np.uint16)
     meta = {"name": "toy", "tokenizer": "bytes", "vocab_size": 257, "eos": 256}
     (tmp_path / "data" / "toy").mkdir(parents=True)
@@ -53,3 +56,27 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
     monkeypatch.chdir(tmp_path)
     return parse_args(["--data", "toy", "--workers", "1"]), ran
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    return stage(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def claim_once(tmp_path_factory):
+    """The folder of a whole claim on the toy, `mend` added, its trainings' commands, and what it printed."""
+    folder = tmp_path_factory.mktemp("claim")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        cfg, ran = stage(folder, patch)
+        reproduce_config.CURVES.insert(0, MENDING)
+        reproduce.main(cfg)
+    return folder, ran, printed.getvalue()
+
+
+@pytest.fixture
+def claimed(toy, claim_once, tmp_path):
+    """As `toy`, in a folder where the whole claim has been run before."""
+    shutil.copytree(claim_once[0], tmp_path, dirs_exist_ok=True)
+    reproduce_config.CURVES.insert(0, MENDING)
+    return toy

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from claim_toy import toy  # noqa: F401, a fixture
+from claim_toy import claim_once, claimed, toy  # noqa: F401, fixtures
 from train_config import parse_args
 
 

@@ -144,12 +144,10 @@ def assert_far_texts_were_drawn_again(found, folder):
     assert tries.keys() == {1, 2, 3} and all(tries[1]) and all(tries[2])
 
 
-def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, capsys, monkeypatch):
-    cfg, ran = toy
-    reproduce_config.CURVES.insert(0, Curve("dsl", "mend", [{"draft": share, "top_p": 1.0} for share in (0.2, 0.4, 0.6)]))
-    reproduce.main(cfg)
+def test_reproduce_leaves_every_number_and_goes_on_where_it_was(claimed, claim_once, tmp_path, capsys):
+    (cfg, ran), (_, before, published) = claimed, claim_once
     found = json.loads((tmp_path / "results" / "claim.json").read_text())
-    assert len(ran) == TRAININGS == 3 + 3 * 2 + 3 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
+    assert len(before) == TRAININGS == 3 + 3 * 2 + 3 * 3 and {"mdlm_more/remdm/4", "dsl/posterior/16", "ar/ar/16"} <= found["cells"].keys()
     assert_far_texts_were_drawn_again(found, tmp_path / "out" / "reproduce" / "samples_tuning")
     tried = [(e["T"], e["setting"]["R"], e["setting"].get("gamma")) for e in found["tuning"]["dsl/posterior"]]
     assert [t for t in tried if t[0] == 32][:2] == [(32, 2, None), (32, 4, None)] and len(tried) == len(set(tried)) == 4 + 3 * 2
@@ -166,22 +164,21 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
     assert [made, TRAININGS] == [set(os.listdir("results")), len(os.listdir("results/claim_logs"))]
     (control,) = found["controls"].values()
     assert set(control["same_rule"]) == {"remdm"} and control["published_against_published"]["at"].keys() == {"4"}
-    published = capsys.readouterr().out
     reproduce.main(cfg)  # nothing is left to do: the same numbers
     again = json.loads((tmp_path / "results" / "claim.json").read_text())
-    assert len(ran) == TRAININGS and again["cells"] == found["cells"] and again["duels"] == found["duels"]
+    assert not ran and again["cells"] == found["cells"] and again["duels"] == found["duels"]
     assert capsys.readouterr().out.count("== training") == 0 < published.count("== training") == TRAININGS
 
     reproduce.main(parse_args("--data toy --calls 16 4 --paths remdm --seeds 2 0 --results results/fewer".split()))
     fewer = json.loads((tmp_path / "results" / "fewer.json").read_text())
-    assert {"dsl/remdm/4", "masked/remdm/16", "ar/ar/16"} < fewer["cells"].keys() and len(ran) == TRAININGS
+    assert {"dsl/remdm/4", "masked/remdm/16", "ar/ar/16"} < fewer["cells"].keys() and not ran
     assert not {key for key in fewer["cells"] if key.endswith("/8") or "posterior" in key} and fewer["best_path"] == "dsl/remdm"
     assert [fewer["cells"][key]["nll_by_seed"] for key in ("dsl/remdm/16", "masked/remdm/16")] == [
         found["cells"][key]["nll_by_seed"][::2] for key in ("dsl/remdm/16", "masked/remdm/16")]  # of the same texts
 
     reproduce_config.CURVES.append(Curve("dsl", "confidence", [{"top_p": 1.0}]))  # a curve that is younger than the json
     reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/8"]))
-    assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and len(ran) == TRAININGS
+    assert "dsl/posterior/8: NLL at the data's entropy" in capsys.readouterr().out and not ran
     with pytest.raises(Problem, match="has no cell dsl/posterior/5"):
         reproduce.main(parse_args(["--data", "toy", "--cell", "dsl/posterior/5"]))
     os.symlink("toy", tmp_path / "data" / "pydocs")
@@ -189,32 +186,35 @@ def test_reproduce_leaves_every_number_and_goes_on_where_it_was(toy, tmp_path, c
         reproduce.main(parse_args(["--cell", "dsl/posterior/8"]))
 
 
-def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path):
-    cfg, ran = toy
+def test_a_tuning_that_is_none_or_of_another_scale_is_refused(toy, tmp_path):
+    _, ran = toy
     earlier, flags = tmp_path / "earlier.json", ["--data", "toy", "--workers", "1", "--tuning", str(tmp_path / "earlier.json")]
     for text in ("", "{", "{}", "[]", json.dumps({"learning_rates": {}, "paths": {}, "judge": ""})):
         earlier.write_text(text)
         with pytest.raises(Problem, match="holds no tuning"):
             reproduce.main(parse_args(flags))
-    rates = {"mdlm_more": "4e-3", "masked": "1e-3", "dsl": "4e-3"}
-    earlier.write_text(json.dumps({"learning_rates": rates, "paths": {}, "judge": ""}))
+    earlier.write_text(json.dumps({"learning_rates": {"mdlm_more": "4e-3", "masked": "1e-3", "dsl": "4e-3"}, "paths": {}, "judge": ""}))
     with pytest.raises(Problem, match="--scale gpu does not train all"):
         reproduce.main(parse_args([*flags, "--scale", "gpu"]))
     assert not ran and not (tmp_path / "results").exists()
     with pytest.raises(SystemExit):
         parse_args(["--tuning", "results/claim_tuning.json"])  # claim.json would be overwritten
 
+
+def test_what_an_earlier_run_tried_is_not_tried_again(claimed, tmp_path):
+    (_, ran), earlier = claimed, tmp_path / "earlier.json"
+    flags = [*"--data toy --workers 1 --calls 4 16 --paths remdm posterior --tuning".split(), str(earlier)]
+
     def tried():
         return set((tmp_path / "out" / "reproduce" / "samples_tuning").rglob("*.jsonl"))
 
-    reproduce.main(cfg)
     found, before = json.loads((tmp_path / "results" / "claim_tuning.json").read_text()), tried()
     for ckpt in (tmp_path / "out" / "reproduce").glob("*-lr*/ckpt.pt"):
         shutil.rmtree(ckpt.parent)  # of the thrown-away seed: asked for only where something is to be tuned
     earlier.write_text(json.dumps({**found, "judge": "of another machine"}))
     reproduce.main(parse_args([*flags, "--results", "results/again"]))
     again = json.loads((tmp_path / "results" / "again_tuning.json").read_text())
-    assert again == {**again, "paths": found["paths"], "judge": "of another machine"} and tried() == before and len(ran) == TRAININGS
+    assert again == {**again, "paths": found["paths"], "judge": "of another machine"} and tried() == before and not ran
     grid = reproduce_config.CURVES[-1].grid
     grid.append({"R": 8, "top_p": 1.0})
     with pytest.raises(Problem, match="lacks settings, dsl/posterior with .*'R': 8.* another judge"):
@@ -224,7 +224,7 @@ def test_what_an_earlier_run_tried_is_not_tried_again(toy, tmp_path):
     more = json.loads((tmp_path / "results" / "more_tuning.json").read_text())["paths"]
     assert tried() > before and all("R8" in path.name and "posterior" in path.parts for path in tried() - before)
     assert [e for e in more["dsl/posterior"] if e["setting"]["R"] != 8] == found["paths"]["dsl/posterior"]
-    assert {**more, "dsl/posterior": 0} == {**found["paths"], "dsl/posterior": 0} and len(ran) == TRAININGS + 1
+    assert {**more, "dsl/posterior": 0} == {**found["paths"], "dsl/posterior": 0} and len(ran) == 1
 
 
 def test_the_whole_with_an_mdlm_for_each_seed(toy, tmp_path):
