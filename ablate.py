@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from config import Problem, arg, parse, run
-from reproduce_config import CURVES, SCALES, Curve, sampling, settings_at, trainings
+from reproduce_config import CURVES, SCALES, WHICH, Curve, sampling, settings_at, trainings
 from sampler_config import NEEDS_DSL
 from train_config import parse_args as train_args
 
@@ -34,7 +34,7 @@ class Config:
     data: str = arg("pydocs", "as in reproduce.py")
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "as in reproduce.py: its checkpoints are read, or trained; those of the variants come beside them")
-    claim: str = arg("results/claim", "--results of reproduce.py; of several MDLMs or none only with --no-claimed and models from scratch")
+    claim: str = arg("results/claim", "--results of reproduce.py; of several MDLMs, none, or longer: only with --no-claimed, from scratch")
     results: str = arg("", "where the table goes: NAME.json, and NAME_correction.json with its figure; empty: results/ablations, or with "
                            "--only results/ablations_only")
     calls: tuple[int, ...] = arg((16,), "T of the samples")
@@ -45,7 +45,7 @@ class Config:
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
     claimed: bool = arg(True, "ask the claim's own models as well")
     list: bool = arg(False, "print the variants, and exit")
-    mdlm_per_seed = from_scratch = fine_tune_steps = 0  # no flags here: what goes on from an MDLM goes on from one
+    mdlm_per_seed = from_scratch = fine_tune_steps = 0  # no flags here: what is fine-tuned goes on from one MDLM, for --tune steps
 
     def __post_init__(self):
         try:
@@ -272,10 +272,10 @@ def published_settings(cfg, variants):
             published = json.load(f)
     except FileNotFoundError:
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
-    other = any(published["config"].get(flag) for flag in ("mdlm_per_seed", "from_scratch", "fine_tune_steps"))
+    other = any(published["config"].get(flag) for flag in WHICH)
     if other and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
-        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, or a fine-tuning of another length, and these go on from one "
-                      'as the scale does: name the --claim of another run, or --no-claimed --only ".*scratch.*"')
+        raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, or fine-tunes by flags of its own, and these variants do "
+                      'not: name the --claim of another run, or --no-claimed --only ".*scratch.*"')
     if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
         raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
     if untuned := sorted(set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}):

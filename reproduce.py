@@ -2,7 +2,8 @@
 
     make reproduce                                             # what decides it: three seeds, each with an MDLM of its own; see Makefile
     python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list prints it
-    make reproduce FROM_SCRATCH=1                              # the three ways from scratch instead; LONG=1: four times the fine-tuning
+    make reproduce LONG=1                                      # with four times the fine-tuning
+    make reproduce FROM_SCRATCH=1                              # the three ways from scratch instead, for as many steps as that MDLM
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
     python reproduce.py --data english --tuning out/my_tuning.json --results out/again # tune only what an earlier run of yours did not try
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from config import Problem, run
 from reproduce_config import ALONE, AROUND, AT, GAMMAS, OF_WHAT, RANKED, SCALES, THROWN_AWAY, WAYS
 from reproduce_config import as_it_was, best_path, beyond, cells, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at, tasks_of
-from reproduce_config import trainings
+from reproduce_config import toward, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -69,6 +70,8 @@ def train_one(cfg, name, argv, threads):
     if os.path.exists(path) and mark.exists() and mark.read_text() != begun:
         raise Problem(f"{path} started from another {asked.init_from} than is there now: choose another --out_dir, or delete "
                       f"{cfg.out_dir}/{name}, then run this again")
+    if os.path.exists(path) and (steps := load_checkpoint(path)[1]["config"]["max_steps"]) != asked.max_steps:
+        raise Problem(f"{path} is of a training of {steps:,} steps, not {asked.max_steps:,}: choose another --out_dir")
 
     def result():
         ckpt = load_checkpoint(path)[1] if os.path.exists(path) else {"step": 0}
@@ -171,14 +174,9 @@ FINALS, FINALISTS, NEAR, TRIES = (8, 16, 64), 2, (0.85, 1.15), 3
 FIRST = {1.0: NEAR, 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
 
 
-def toward(cold, hot, share):
-    """The temperature at which the entropy is expected that lies at `share` between those of two temperatures, within reason."""
-    return cold * (hot / cold) ** (0.5 if math.isnan(share) else min(2.0, max(-1.0, share)))
-
-
 def train_to_tune(cfg, wanted, rates, judge, known):
     """Train the models of the thrown-away seed to try what --tuning lacks on. Raises Problem if that would not compare."""
-    if [known[key] for key in OF_WHAT] != [judge.key, rates, cfg.from_scratch, cfg.fine_tune_steps]:
+    if [known[key] for key in OF_WHAT] != [rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps]:
         raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and had another judge or other "
                       "models than are here, so that its NLLs and new ones do not compare: run this without --tuning")
     names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE} | {mdlm_of(cfg, THROWN_AWAY)}
@@ -279,7 +277,7 @@ def claim(cfg, rates, known):
     """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
     tuning = tune_all(cfg, rates, judge, target[0], known)
-    chose = dict(zip(OF_WHAT, (judge.key, rates, cfg.from_scratch, cfg.fine_tune_steps))) | known
+    chose = dict(zip(OF_WHAT, (rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps))) | known
     save_json(f"{cfg.results}_tuning.json", **chose | {"paths": known.get("paths", {}) | tuning})
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}

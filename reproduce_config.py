@@ -15,6 +15,9 @@ from config import Problem, arg, parse
 from train_config import parse_args as train_args
 
 
+WHICH = ("mdlm_per_seed", "from_scratch", "fine_tune_steps", "rates")  # flags of the Config that make other models
+
+
 @dataclass(frozen=True)
 class Config:
     """Where things are, and how much of them."""
@@ -24,7 +27,7 @@ class Config:
     data_dir: str = arg("data", "where datasets live")
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
-    tuning: str = arg("", "results/claim_spread_tuning.json, say: its learning rates, but with --from_scratch, and settings tried there")
+    tuning: str = arg("", "results/claim_spread_tuning.json, say: its settings and, without --from_scratch and --rates, its learning rates")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
@@ -32,8 +35,9 @@ class Config:
                                     "the claim is decided. Empty: all")
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
-    fine_tune_steps: int = arg(0, "steps of the fine-tuning, at --rates; choose another --out_dir. 0: the scale's")
-    rates: tuple[str, ...] = arg((), "the learning rates of MDLM continued, the control and DSL, not chosen from the scale's")
+    fine_tune_steps: int = arg(0, "steps of the fine-tuning, which then needs --rates; choose another --out_dir. 0: as the scale")
+    rates: tuple[str, ...] = arg((), "three learning rates, of MDLM continued, the control and DSL; choose another --out_dir. Empty: the "
+                                     "best of the scale's, or those of --tuning")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
@@ -46,15 +50,17 @@ class Config:
             raise ValueError(f"--seeds are two (errors are over seeds) or more of {SCALES[self.scale].seeds}")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
-        if (self.mdlm_per_seed or self.from_scratch or self.fine_tune_steps) and self.out_dir == type(self).out_dir:
-            raise ValueError("--mdlm_per_seed, --from_scratch and --fine_tune_steps make other models than are in "
-                             f"{self.out_dir} without them: choose another --out_dir")
-        if self.fine_tune_steps < 0 or self.from_scratch and (self.fine_tune_steps or self.rates):
-            raise ValueError("--fine_tune_steps cannot be negative, nor stand beside --from_scratch, nor --rates beside that")
-        if self.fine_tune_steps and not (self.rates or self.cell):
-            raise ValueError("--fine_tune_steps wants --rates: another length has other ones")
-        if self.rates and (len(self.rates) != len(WAYS) or not all(0 < float(rate) < math.inf for rate in self.rates)):
-            raise ValueError("--rates are three numbers above 0: of MDLM continued, the control and DSL")
+        if self.out_dir == type(self).out_dir and any(getattr(self, flag) for flag in WHICH):
+            raise ValueError(f"--{', --'.join(WHICH)} make other models than are in {self.out_dir} without them: choose another --out_dir")
+        if self.fine_tune_steps < 0:
+            raise ValueError("--fine_tune_steps cannot be negative")
+        if self.from_scratch and (self.fine_tune_steps or self.rates):
+            raise ValueError("--from_scratch fine-tunes nothing, and has rates of its own: leave out --fine_tune_steps and --rates")
+        if self.fine_tune_steps and not self.rates:
+            raise ValueError("--fine_tune_steps needs --rates: the scale's were chosen for its own length")
+        numbers = [float(rate) for rate in self.rates if re.fullmatch(r"\d[\d.]*(e-\d+)?", rate)]
+        if self.rates and (len(self.rates) != len(WAYS) or len(numbers) != len(WAYS) or not all(numbers)):
+            raise ValueError("--rates are three numbers above 0, of MDLM continued, the control and DSL: 1e-3 2e-3 8e-3, say")
         if self.mdlm_per_seed and self.from_scratch:
             raise ValueError("--mdlm_per_seed is about what goes on from an MDLM, and with --from_scratch nothing does: choose one")
         if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
@@ -187,7 +193,7 @@ def trainings(cfg, best=None, seeds=(0,)):
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
-OF_WHAT = ("judge", "learning_rates", "from_scratch", "fine_tune_steps")  # what settings were tuned with, and on
+OF_WHAT = ("learning_rates", "judge", "from_scratch", "fine_tune_steps")  # what settings were tuned with, and on
 
 
 def earlier(cfg):
@@ -197,16 +203,16 @@ def earlier(cfg):
         return {}
     try:
         with open(cfg.tuning) as f:
-            stored = json.load(f)
-        known = {key: stored[key] for key in ("learning_rates", "paths", "judge")}
-        known |= {"from_scratch": stored.get("from_scratch", False), "fine_tune_steps": stored.get("fine_tune_steps", 0)}  # younger ones
+            stored = {"from_scratch": False, "fine_tune_steps": 0} | json.load(f)  # which are younger than some
+        known = {key: stored[key] for key in (*OF_WHAT, "paths")}
         rates = {model: known["learning_rates"][model] for model in WAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"{cfg.tuning} holds no tuning ({error}): name a NAME_tuning.json of an earlier run") from None
-    if any(rate not in SCALES[cfg.scale].lrs[model] for model, rate in rates.items()):
+    if any(rate not in (*SCALES[cfg.scale].lrs[model], *cfg.lrs[model]) for model, rate in rates.items()):
         raise Problem(f"{cfg.tuning} chose {rates}, and --scale {cfg.scale} does not train all of these: use its own --scale or commit")
     if not cfg.settled and (known["from_scratch"] or known["fine_tune_steps"]):
-        raise Problem(f"{cfg.tuning} is of models from scratch or of other --fine_tune_steps, whose rates are others: name another")
+        raise Problem(f"{cfg.tuning} is of models from scratch, or with --fine_tune_steps, whose rates are for those: name another, or "
+                      "say --rates")
     return known
 
 
@@ -215,12 +221,14 @@ def as_it_was(cfg, stored):
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    starts = {flag: stored.get(flag, 0) for flag in ("mdlm_per_seed", "from_scratch", "fine_tune_steps")}  # younger ones were not there
-    if other := [flag for flag, value in starts.items() if getattr(cfg, flag) not in (0, value)]:
-        raise Problem(f"{cfg.results}.json is not of a run with --{other[0]}: leave it out, or name the --results of such a run")
-    if (there := stored["out_dir"]) != cfg.out_dir and any(starts.values()):
+    defaults = {flag: getattr(Config, flag) for flag in (*WHICH, "paths", "calls", "seeds")}
+    then = {flag: type(default)(stored.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
+    if other := [flag for flag in WHICH if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
+        raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the --results "
+                      "of such a run")
+    if (there := stored["out_dir"]) != cfg.out_dir and any(then[flag] for flag in WHICH):
         raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
-    return replace(cfg, **{key: tuple(stored.get(key, ())) for key in ("paths", "calls", "seeds")}, **starts)
+    return replace(cfg, **then)
 
 
 def flags(curve, setting, T):
@@ -253,6 +261,11 @@ def settings_at(tried, T):
     best = min((t for t in tried if t["T"] == near), key=nll_of)
     points = sorted((math.log(t["T"]), t["temperature"]) for t in tried if t["setting"] == best["setting"])
     return best["setting"], float(np.interp(math.log(T), *zip(*points)))
+
+
+def toward(cold, hot, share):
+    """The temperature at which the entropy is expected that lies at `share` between those of two temperatures, within reason."""
+    return cold * (hot / cold) ** (0.5 if math.isnan(share) else min(2.0, max(-1.0, share)))
 
 
 def beyond(setting, T):

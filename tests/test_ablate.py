@@ -1,5 +1,6 @@
 """ablate.py: its variants, and the whole of it on a toy."""
 
+import itertools
 import json
 import math
 import shlex
@@ -94,8 +95,9 @@ def test_mdlms_mend_by_lookup_and_the_others_by_evidence(tmp_path, monkeypatch):
 
 
 def test_a_claim_of_several_mdlms_is_for_models_from_scratch_alone(tmp_path):
-    (tmp_path / "each.json").write_text(json.dumps({"config": {"mdlm_per_seed": True}}))
-    for flags in ([], ["--no-claimed"], ["--only", "scratch"]):
+    asked = [], ["--no-claimed"], ["--only", "scratch"]
+    for start, flags in itertools.product(({"mdlm_per_seed": True}, {"fine_tune_steps": 8000}), asked):
+        (tmp_path / "each.json").write_text(json.dumps({"config": start}))
         with pytest.raises(Problem, match="has an MDLM for each seed"):
             ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", *flags]))
     with pytest.raises(Problem, match="lacks settings for mend"):  # what starts from scratch goes on from none

@@ -32,11 +32,12 @@ def test_all_models_start_from_scratch_and_see_as_many_texts():
 @pytest.mark.parametrize("flags, asked", [("--from_scratch", "choose another --out_dir"),
                                           ("--from_scratch --mdlm_per_seed --out_dir out/x", "choose one"),
                                           ("--fine_tune_steps 8 --rates 1 1 1", "choose another --out_dir"),
-                                          ("--fine_tune_steps 8 --out_dir out/x", "wants --rates"),
+                                          ("--rates 1 1 1", "choose another --out_dir"),
+                                          ("--fine_tune_steps 8 --out_dir out/x", "needs --rates"),
                                           ("--fine_tune_steps -8 --out_dir out/x --rates 1 1 1", "cannot be negative"),
-                                          ("--from_scratch --out_dir out/x --rates 1 1 1", "nor --rates beside that"),
-                                          ("--rates 1e-3 2e-3", "are three numbers above 0"),
-                                          ("--rates 1e-3 2e-3 nan", "are three numbers above 0")])
+                                          ("--from_scratch --out_dir out/x --rates 1 1 1", "leave out --fine_tune_steps and --rates"),
+                                          ("--rates 1e-3 2e-3 --out_dir out/x", "are three numbers above 0"),
+                                          ("--rates 1e-3 2e-3 nan --out_dir out/x", "are three numbers above 0")])
 def test_other_models_want_another_folder_and_one_way_to_start(flags, asked, capsys):
     with pytest.raises(SystemExit):
         parse_args(flags.split())
@@ -76,7 +77,7 @@ def test_the_whole_from_scratch(toy, tmp_path, capsys):
     assert "dsl/remdm/4: NLL at the data's entropy" in capsys.readouterr().out
     with pytest.raises(Problem, match="say --out_dir out/scratch"):
         reproduce.main(parse_args([*cell, "out/other"]))
-    with pytest.raises(Problem, match="is not of a run with --mdlm_per_seed: leave it out"):
+    with pytest.raises(Problem, match="is not of a run with --mdlm_per_seed True: leave it out"):
         reproduce.main(parse_args([*cell, "out/scratch", "--mdlm_per_seed"]))
 
     curve = next(curve for curve in reproduce_config.CURVES if curve.name == "dsl/remdm")
@@ -106,7 +107,8 @@ def test_a_longer_fine_tuning_changes_its_length_and_rates_alone():
     for name in plans[0].keys() | plans[1].keys():
         a, b = (vars(train_args(plan[name])) for plan in plans)
         assert {key for key in a if a[key] != b[key]} == ({"max_steps"} if name.split("-")[0] in rates else set())
-    assert train_args(plans[1]["dsl-2"]).max_steps == 8000 and long.lrs == {model: (rate,) for model, rate in rates.items()}
+    assert {train_args(argv).max_steps for name, argv in plans[1].items() if name.split("-")[0] in rates} == {8000}
+    assert {f"{model}-lr{rate}" for model, rate in rates.items()} < trainings(long).keys() and len(trainings(long)) == 3 + 3
 
 
 def test_the_whole_with_a_longer_fine_tuning(toy, tmp_path, capsys):
@@ -122,8 +124,9 @@ def test_the_whole_with_a_longer_fine_tuning(toy, tmp_path, capsys):
     longer = "--fine_tune_steps 3 --rates 4e-3 2e-3 8e-3".split()
     reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json"]))
     started = {args.out_dir.split("/")[-1]: (args.max_steps, args.lr) for args in (train_args(command[2:]) for command in ran)}
-    assert started == {"mdlm": (4, 1e-3), "judge": (4, started["judge"][1]), "ar": (4, started["ar"][1]), "mdlm_more-0": (3, 4e-3),
-                       "mdlm_more-2": (3, 4e-3), "masked-0": (3, 2e-3), "masked-2": (3, 2e-3), "dsl-0": (3, 8e-3), "dsl-2": (3, 8e-3)}
+    assert started.keys() - {f"{model}-{seed}" for model in rates for seed in (0, 2)} == {"mdlm", "judge", "ar"}
+    assert {name: of for name, of in started.items() if of[0] != 4} == {
+        f"{model}-{seed}": (3, lr) for model, lr in (("mdlm_more", 4e-3), ("masked", 2e-3), ("dsl", 8e-3)) for seed in (0, 2)}
     assert json.loads((tmp_path / "results" / "long.json").read_text())["learning_rates"]["dsl"] == "8e-3"
     chose = json.loads((tmp_path / "results" / "long_tuning.json").read_text())
     assert (chose["learning_rates"], chose["fine_tune_steps"], chose["judge"]) == (rates, 0, "another")  # of the tuning that was named
@@ -135,14 +138,25 @@ def test_the_whole_with_a_longer_fine_tuning(toy, tmp_path, capsys):
     assert {name: getattr(train_args(ran[-1][2:]), name) for name in ("max_steps", "lr")} == {"max_steps": 3, "lr": 8e-3}
     with pytest.raises(Problem, match="say --out_dir out/long"):
         reproduce.main(parse_args([*cell, "out/other"]))
-    with pytest.raises(Problem, match="is not of a run with --fine_tune_steps"):
-        reproduce.main(parse_args([*cell, "out/long", "--fine_tune_steps", "5"]))
+    with pytest.raises(Problem, match="is not of a run with --fine_tune_steps 5: leave it out"):
+        reproduce.main(parse_args([*cell, "out/long", "--fine_tune_steps", "5", *longer[2:]]))
+    with pytest.raises(Problem, match="ckpt.pt is of a training of 3 steps, not 5: choose another --out_dir"):
+        reproduce.main(parse_args([*flags, "--fine_tune_steps", "5", *longer[2:], "--tuning", "tuning.json"]))
 
     next(curve for curve in reproduce_config.CURVES if curve.name == "dsl/remdm").grid.append({"top_p": 1.0})
-    chose["judge"] = json.loads((tmp_path / "results" / "long.json").read_text())["judge"]
-    (tmp_path / "tuning.json").write_text(json.dumps(chose))
-    with pytest.raises(Problem, match="lacks settings, dsl/remdm with .* other models"):
-        reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
-    (tmp_path / "tuning.json").write_text(json.dumps(chose | {"fine_tune_steps": 3}))
-    with pytest.raises(Problem, match="is of models from scratch or of other --fine_tune_steps"):
+    mine = {"judge": json.loads((tmp_path / "results" / "long.json").read_text())["judge"], "fine_tune_steps": 3,
+            "learning_rates": dict(zip(reproduce_config.WAYS, longer[3:]))}
+    for other in ({"judge": "another"}, {"learning_rates": rates}, {"fine_tune_steps": 0}):
+        (tmp_path / "tuning.json").write_text(json.dumps(chose | mine | other))
+        with pytest.raises(Problem, match="lacks settings, dsl/remdm with .* other models"):
+            reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
+    (tmp_path / "tuning.json").write_text(json.dumps(chose | mine))
+    with pytest.raises(Problem, match="--scale cpu does not train all of these"):
         reproduce.main(parse_args([*flags, "--tuning", "tuning.json", "--results", "results/x"]))
+    (tmp_path / "tuning.json").write_text(json.dumps(chose | {"fine_tune_steps": 3}))
+    with pytest.raises(Problem, match="whose rates are for those"):
+        reproduce.main(parse_args([*flags, "--tuning", "tuning.json", "--results", "results/x"]))
+    (tmp_path / "tuning.json").write_text(json.dumps(chose | mine))
+    reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
+    tried = json.loads((tmp_path / "results" / "x_tuning.json").read_text())["paths"]["dsl/remdm"]
+    assert {"top_p": 1.0} in [e["setting"] for e in tried] and ran[-1][ran[-1].index("--out_dir") + 1] == "out/long/dsl-lr8e-3"
