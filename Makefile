@@ -64,7 +64,7 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 
 # The paper's claim, in three hours on two cores that are fast in bfloat16: an MDLM for each of three seeds, the paths that decide it, at
 # the rates and settings of results/claim_spread_tuning.json. On English prose where TEXT names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
-# With LONG=1, in three and a half by estimate, at these settings, T to 128, four times the fine-tuning, MDLM's at twice its rate. With
+# With LONG=1, in three and a half by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
 # FROM_SCRATCH=1, which wins over that, in four by estimate, at these settings, MDLM, the control and DSL from scratch. With ALL=1, which
 # wins over both, in six by estimate, six seeds of one MDLM, rates and settings chosen anew, every path; and ablations, what that hangs on.
 # Interrupted, they go on.
@@ -76,7 +76,7 @@ FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch,$(if $(LONG),lon
 COMPARED = $(foreach who,dsl masked mdlm_more,$(FOLDER)/$(who)-[0-9]/ckpt.pt)
 FLAGS =
 FLAGS_mdlms = --mdlm_per_seed $(SETTLED) soft  # one more of the --paths
-FLAGS_long = --mdlm_per_seed --fine_tune_steps 8000 --rates 1e-3 2e-3 8e-3 --calls 4 8 16 32 64 128 $(SETTLED)
+FLAGS_long = --mdlm_per_seed --fine_tune_steps 8000 --rates 1e-3 2e-3 8e-3 --calls 4 8 16 32 64 $(SETTLED)
 FLAGS_scratch = --from_scratch $(SETTLED)
 SETTLED = --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
 reproduce: .venv/tested data/$(CORPUS)/meta.json

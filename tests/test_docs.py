@@ -143,9 +143,10 @@ def claims(name):
 
 @pytest.mark.parametrize("name, text, head", [("claim", RESULTS["claim"], "path"), ("claim_float32", RESULTS["claim"], "path"),
                                               ("claim_mdlms", RESULTS["claim"].partition("\n## An MDLM for each")[2], "path"),
-                                              ("claim_scratch", RESULTS["scratch"], "path"), ("claim_mdlms", README, "sampler")])
+                                              ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
+                                              ("claim_mdlms", README, "sampler")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
-    """All rows of results/claim.md's tables, of that from scratch, and README's, by model, path and T."""
+    """All rows of results/claim.md's tables, of those from scratch and of longer fine-tuning, and README's, by model, path and T."""
     found, columns = claims(name)
     rows, *_ = rows_below(text, f"| model, {head} | {columns}")
     assert len(rows) > 5 and (text is README or len(rows) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"}))
@@ -156,14 +157,15 @@ def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, h
 
 
 def test_duels_and_differences_of_the_claim_are_those_of_its_json():
-    """results/claim.md's two tables of the same rule, and the targets, duel by duel, of both runs and of that from scratch."""
+    """results/claim.md's two tables of the same rule, and the targets, duel by duel, of both runs, from scratch and of the longer one."""
     (found, columns), said = claims("claim"), RESULTS["claim"]
     steps = list(found["same_rule"]["remdm"])
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    tables = list(rows_below(said + RESULTS["scratch"], "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
-    runs = ("claim", "claim_mdlms", "claim_scratch")
+    pages = said + RESULTS["scratch"] + RESULTS["budgets"]
+    tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
+    runs = ("claim", "claim_mdlms", "claim_scratch", "claim_long")
     duels = itertools.chain(*(zip(claims(name)[0]["duels"], rows, strict=True) for name, rows in zip(runs, tables, strict=True)))
     for duel, (at, against, calls, nll, every, js, mauve) in duels:
         (_, path, T), ours = duel["other"].split("/"), duel["ours"].rsplit("/", 1)[1]
@@ -202,6 +204,25 @@ def test_the_readme_s_ratios_stand_in_their_json():
              f"{mdlm - masked:.2f}", f"eight times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
     assert not [words for words in said if words not in README]
     assert max(early) >= 8 and min(late) >= 4
+
+
+def test_the_readme_s_table_of_trainings_stands_in_their_json():
+    """The ratios at T = 8, pooled and by seed, DSL's margins over MDLM's best with four times the calls, and the errors mended."""
+    (rows,) = rows_below(README, "| | calls, MDLM | the control | NLL, T = 8 | 16 | 32 | mends, % | MDLM, % |")
+
+    def times(ratio):
+        return f"{ratio:.1f}" if ratio < 15.5 else "> 15"
+
+    assert len(rows) == 3
+    for training, *values in rows:
+        name = re.search(r"`results/(\w+)\.json`", training)[1]
+        found, mends = claims(name)[0], json.loads((ROOT / "results" / f"{name}_correction.json").read_text())["over_seeds"]
+        ratios = [of["against_best"]["at"]["8"] for of in (found, found["controls"]["masked"])]
+        margins = {duel["ours"].rsplit("/", 1)[1]: value(duel["nll"]) for duel in found["duels"] if "/remdm/" not in duel["other"]}
+        fixed = [next(v for key, v in mends.items() if f"/{model}-" in key)["random"]["evidence"]["at_98"]["fixed"]
+                 for model in ("dsl", "mdlm_more")]
+        assert values == [*(f"{times(at['ratio'])} ({', '.join(map(times, at['by_seed']))})" for at in ratios),
+                          *(margins.get(T, "-") for T in ("8", "16", "32")), *(value([100 * x for x in pair], 1) for pair in fixed)], name
 
 
 def test_results_name_no_place_on_somebody_s_machine():

@@ -111,6 +111,27 @@ def test_a_longer_fine_tuning_changes_its_length_and_rates_alone():
     assert {f"{model}-lr{rate}" for model, rate in rates.items()} < trainings(long).keys() and len(trainings(long)) == 3 + 3
 
 
+def assert_a_tuning_goes_on_where_models_agree(folder, flags, longer, chose, ran):
+    """Of all that a tuning says it is of, nothing may differ where it lacks a setting, and without --rates it is refused."""
+    next(curve for curve in reproduce_config.CURVES if curve.name == "dsl/remdm").grid.append({"top_p": 1.0})
+    mine = {"judge": json.loads((folder / "results" / "long.json").read_text())["judge"], "fine_tune_steps": 3,
+            "learning_rates": dict(zip(reproduce_config.WAYS, longer[3:]))}
+    for other in ({"judge": "another"}, {"learning_rates": chose["learning_rates"]}, {"fine_tune_steps": 0}):
+        (folder / "tuning.json").write_text(json.dumps(chose | mine | other))
+        with pytest.raises(Problem, match="lacks settings, dsl/remdm with .* other models"):
+            reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
+    (folder / "tuning.json").write_text(json.dumps(chose | mine))
+    with pytest.raises(Problem, match="--scale cpu does not train all of these"):
+        reproduce.main(parse_args([*flags, "--tuning", "tuning.json", "--results", "results/x"]))
+    (folder / "tuning.json").write_text(json.dumps(chose | {"fine_tune_steps": 3}))
+    with pytest.raises(Problem, match="whose rates are for those"):
+        reproduce.main(parse_args([*flags, "--tuning", "tuning.json", "--results", "results/x"]))
+    (folder / "tuning.json").write_text(json.dumps(chose | mine))
+    reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
+    tried = json.loads((folder / "results" / "x_tuning.json").read_text())["paths"]["dsl/remdm"]
+    assert {"top_p": 1.0} in [e["setting"] for e in tried] and ran[-1][ran[-1].index("--out_dir") + 1] == "out/long/dsl-lr8e-3"
+
+
 def test_the_whole_with_a_longer_fine_tuning(toy, tmp_path, capsys):
     """At the rates that were asked for, by the settings of a shorter one; its own tuning, and its numbers, are for none but itself."""
     _, ran = toy
@@ -143,20 +164,4 @@ def test_the_whole_with_a_longer_fine_tuning(toy, tmp_path, capsys):
     with pytest.raises(Problem, match="ckpt.pt is of a training of 3 steps, not 5: choose another --out_dir"):
         reproduce.main(parse_args([*flags, "--fine_tune_steps", "5", *longer[2:], "--tuning", "tuning.json"]))
 
-    next(curve for curve in reproduce_config.CURVES if curve.name == "dsl/remdm").grid.append({"top_p": 1.0})
-    mine = {"judge": json.loads((tmp_path / "results" / "long.json").read_text())["judge"], "fine_tune_steps": 3,
-            "learning_rates": dict(zip(reproduce_config.WAYS, longer[3:]))}
-    for other in ({"judge": "another"}, {"learning_rates": rates}, {"fine_tune_steps": 0}):
-        (tmp_path / "tuning.json").write_text(json.dumps(chose | mine | other))
-        with pytest.raises(Problem, match="lacks settings, dsl/remdm with .* other models"):
-            reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
-    (tmp_path / "tuning.json").write_text(json.dumps(chose | mine))
-    with pytest.raises(Problem, match="--scale cpu does not train all of these"):
-        reproduce.main(parse_args([*flags, "--tuning", "tuning.json", "--results", "results/x"]))
-    (tmp_path / "tuning.json").write_text(json.dumps(chose | {"fine_tune_steps": 3}))
-    with pytest.raises(Problem, match="whose rates are for those"):
-        reproduce.main(parse_args([*flags, "--tuning", "tuning.json", "--results", "results/x"]))
-    (tmp_path / "tuning.json").write_text(json.dumps(chose | mine))
-    reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
-    tried = json.loads((tmp_path / "results" / "x_tuning.json").read_text())["paths"]["dsl/remdm"]
-    assert {"top_p": 1.0} in [e["setting"] for e in tried] and ran[-1][ran[-1].index("--out_dir") + 1] == "out/long/dsl-lr8e-3"
+    assert_a_tuning_goes_on_where_models_agree(tmp_path, flags, longer, chose, ran)
