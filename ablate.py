@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from config import Problem, arg, parse, run
-from reproduce_config import CURVES, SCALES, WHICH, Curve, sampling, settings_at, trainings
+from reproduce_config import CURVES, SCALES, WHICH_MODELS, Curve, sampling, settings_at, trainings
 from sampler_config import NEEDS_DSL
 from train_config import parse_args as train_args
 
@@ -272,7 +272,7 @@ def published_settings(cfg, variants):
             published = json.load(f)
     except FileNotFoundError:
         raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
-    other = any(published["config"].get(flag) for flag in WHICH)
+    other = any(published["config"].get(flag) for flag in WHICH_MODELS)
     if other and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
         raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, or fine-tunes by flags of its own, and these variants do "
                       'not: name the --claim of another run, or --no-claimed --only ".*scratch.*"')

@@ -15,7 +15,7 @@ from config import Problem, arg, parse
 from train_config import parse_args as train_args
 
 
-WHICH = ("mdlm_per_seed", "from_scratch", "fine_tune_steps", "rates")  # flags of the Config that make other models
+WHICH_MODELS = ("mdlm_per_seed", "from_scratch", "fine_tune_steps", "rates")  # flags of the Config that make other models
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Config:
             raise ValueError(f"--seeds are two (errors are over seeds) or more of {SCALES[self.scale].seeds}")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
-        if self.out_dir == type(self).out_dir and any(getattr(self, flag) for flag in WHICH):
-            raise ValueError(f"--{', --'.join(WHICH)} make other models than are in {self.out_dir} without them: choose another --out_dir")
+        if self.out_dir == type(self).out_dir and any(getattr(self, flag) for flag in WHICH_MODELS):
+            raise ValueError(f"--{', --'.join(WHICH_MODELS)} make other models than are in {self.out_dir} without them: choose another "
+                             "--out_dir")
         if self.fine_tune_steps < 0:
             raise ValueError("--fine_tune_steps cannot be negative")
         if self.from_scratch and (self.fine_tune_steps or self.rates):
@@ -193,7 +194,7 @@ def trainings(cfg, best=None, seeds=(0,)):
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
-OF_WHAT = ("learning_rates", "judge", "from_scratch", "fine_tune_steps")  # what settings were tuned with, and on
+TUNED_FOR = ("learning_rates", "judge", "from_scratch", "fine_tune_steps")  # what settings were tuned with, and on
 
 
 def earlier(cfg):
@@ -204,7 +205,7 @@ def earlier(cfg):
     try:
         with open(cfg.tuning) as f:
             stored = {"from_scratch": False, "fine_tune_steps": 0} | json.load(f)  # which are younger than some
-        known = {key: stored[key] for key in (*OF_WHAT, "paths")}
+        known = {key: stored[key] for key in (*TUNED_FOR, "paths")}
         rates = {model: known["learning_rates"][model] for model in WAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"{cfg.tuning} holds no tuning ({error}): name a NAME_tuning.json of an earlier run") from None
@@ -221,12 +222,12 @@ def as_it_was(cfg, stored):
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    defaults = {flag: getattr(Config, flag) for flag in (*WHICH, "paths", "calls", "seeds")}
+    defaults = {flag: getattr(Config, flag) for flag in (*WHICH_MODELS, "paths", "calls", "seeds")}
     then = {flag: type(default)(stored.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
-    if other := [flag for flag in WHICH if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
+    if other := [flag for flag in WHICH_MODELS if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
         raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the --results "
                       "of such a run")
-    if (there := stored["out_dir"]) != cfg.out_dir and any(then[flag] for flag in WHICH):
+    if (there := stored["out_dir"]) != cfg.out_dir and any(then[flag] for flag in WHICH_MODELS):
         raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
     return replace(cfg, **then)
 
