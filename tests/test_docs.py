@@ -83,12 +83,14 @@ def test_every_result_says_how_it_came_about():
 
 
 def test_results_that_are_told_are_those_that_are_there():
-    """results/*.md name, in backticks or as links, all files of the folder and no other, and headings that the pages they link to have."""
+    """results/*.md name, in backticks or as links, all files of the folder and no other; they and README link to headings that exist."""
     there = {path.name for path in (ROOT / "results").iterdir()} - {"README.md"}
     text = "\n".join(RESULTS.values())
     assert there == {name.rstrip("/") for name in re.findall(r"`(\w+(?:\.json|_logs/))`", text) + re.findall(r"\]\((\w+\.\w+)", text)}
-    for page, heading in re.findall(r"\((\w+)\.md#([\w-]+)\)", text):
-        assert heading in {line.lower().lstrip("# ").replace(" ", "-") for line in RESULTS[page].splitlines() if line.startswith("#")}
+    for here, page in [*RESULTS.items(), ("", README)]:
+        for other, heading in re.findall(r"\]\((?:(?:results/)?(\w+)\.md)?#([^)]+)\)", page):
+            headings = re.findall(r"^#+ (.*)", RESULTS[other] if other else page, re.M)
+            assert heading in [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings], (here, other, heading)
 
 
 def test_readme_numbers_stand_in_their_json():
@@ -141,12 +143,12 @@ def claims(name):
     return found, f"T = {' | '.join(found['same_rule']['remdm'])} |"
 
 
-@pytest.mark.parametrize("name, text, head", [("claim", RESULTS["claim"], "path"), ("claim_float32", RESULTS["claim"], "path"),
-                                              ("claim_mdlms", RESULTS["claim"].partition("\n## An MDLM for each")[2], "path"),
+@pytest.mark.parametrize("name, text, head", [("claim", RESULTS["one_mdlm"], "path"), ("claim_float32", RESULTS["earlier"], "path"),
+                                              ("claim_mdlms", RESULTS["claim"], "path"),
                                               ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
                                               ("claim_mdlms", README, "sampler")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
-    """All rows of results/claim.md's tables, of those from scratch and of longer fine-tuning, and README's, by model, path and T."""
+    """All rows of the tables of the claim, of one MDLM, in float32, from scratch, of longer fine-tuning, and README's."""
     found, columns = claims(name)
     rows, *_ = rows_below(text, f"| model, {head} | {columns}")
     assert len(rows) > 5 and (text is README or len(rows) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"}))
@@ -157,13 +159,13 @@ def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, h
 
 
 def test_duels_and_differences_of_the_claim_are_those_of_its_json():
-    """results/claim.md's two tables of the same rule, and the targets, duel by duel, of both runs, from scratch and of the longer one."""
-    (found, columns), said = claims("claim"), RESULTS["claim"]
+    """The two tables of the same rule of one MDLM; and the targets, duel by duel, of that, the claim, from scratch and the longer one."""
+    (found, columns), said = claims("claim"), RESULTS["one_mdlm"]
     steps = list(found["same_rule"]["remdm"])
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    pages = said + RESULTS["scratch"] + RESULTS["budgets"]
+    pages = said + RESULTS["claim"] + RESULTS["scratch"] + RESULTS["budgets"]
     tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
     runs = ("claim", "claim_mdlms", "claim_scratch", "claim_long")
     duels = itertools.chain(*(zip(claims(name)[0]["duels"], rows, strict=True) for name, rows in zip(runs, tables, strict=True)))
@@ -178,7 +180,7 @@ def test_the_runs_of_the_claim_agree_as_is_said():
     for name, told in ("claim_first", "their {} cells in common differ by"), ("claim_few", "The {} cells that both runs have differ by"):
         first, second = (json.loads((ROOT / "results" / f"{name}.json").read_text())["cells"] for name in (name, "claim"))
         gaps = [abs(first[key]["nll"][0] - second[key]["nll"][0]) for key in first.keys() & second.keys() if not key.startswith("ar/")]
-        assert f"{told.format(len(gaps))} {sum(gaps) / len(gaps):.2f} on average" in RESULTS["claim"]
+        assert f"{told.format(len(gaps))} {sum(gaps) / len(gaps):.2f} on average" in RESULTS["earlier"]
 
 
 def test_the_readme_s_ratios_stand_in_their_json():
@@ -242,7 +244,7 @@ def test_the_errors_by_texts_alone_are_as_said():
     errors = sorted(c["text_stderr"] for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64)
     small = sum(error < 0.015 for error in errors)
     said = f"a median of {errors[len(errors) // 2]:.3f} up to T = 64, where {small} of {len(errors)} cells are below 0.015 and none above"
-    assert f"{said} {errors[-1]:.3f}" in RESULTS["claim"]
+    assert f"{said} {errors[-1]:.3f}" in RESULTS["one_mdlm"]
 
 
 def test_speeds_stand_in_their_json():
