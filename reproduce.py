@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from config import Problem, run
-from reproduce_config import ALONE, AROUND, AT, GAMMAS, TUNED_FOR, RANKED, SCALES, THROWN_AWAY, WAYS
+from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, TUNED_FOR, WAYS
 from reproduce_config import as_it_was, best_path, beyond, cells, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at, tasks_of
 from reproduce_config import toward, trainings
 

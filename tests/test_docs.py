@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from config import provenance
+from reproduce_config import settings_at
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -156,6 +157,8 @@ def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, h
         model, path = who.split(", `")
         curve = f"{'mdlm_more' if (name, model) == ('claim_scratch', 'MDLM') else MODELS[model]}/{path.split('`')[0]}"
         assert values == [value(found["cells"][f"{curve}/{T}"]["nll"]) for T in found["same_rule"]["remdm"]], who
+        orders = {settings_at(found["tuning"][curve], int(T))[0].get("order", "") for T in found["same_rule"]["remdm"]}
+        assert not path.startswith("recorded") or orders == {path.partition("`, ")[2]}, who
 
 
 def test_duels_and_differences_of_the_claim_are_those_of_its_json():
@@ -195,6 +198,7 @@ def test_the_readme_s_ratios_stand_in_their_json():
     early, late = (found["against_best"]["at"][T]["by_seed"] for T in ("16", "32"))
     rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
     said = [told("needs, by `mend`, {} times fewer calls than the best sampler of MDLM continued (95%: {} to {})", ours),
+            f"({found['cells']['dsl/random/4']['nll'][0] - found['cells']['mdlm_more/mend-recorded/16']['nll'][0]:.2f} with `random`",
             f"made {ours['ratio']:.1f} of 1.9", f"at T = 16, by the worst of three seeds, {min(early):.1f} times fewer than MDLM continued",
             told("{} times fewer ({} to {}) than that of the control", control), "is " + ", ".join(f"{x:.1f}" for x in ours["by_seed"]),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
