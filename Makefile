@@ -78,11 +78,13 @@ FLAGS =
 FLAGS_mdlms = --mdlm_per_seed $(SETTLED) soft  # one more of the --paths
 FLAGS_long = --mdlm_per_seed --fine_tune_steps 8000 --rates 1e-3 2e-3 8e-3 --calls 4 8 16 32 64 $(SETTLED)
 FLAGS_scratch = --from_scratch $(SETTLED)
+SOONER = --calls 4 8 16 32 64  # first: what takes half of the sampling, T = 128 and more, adds to the same files at the end
 SETTLED = --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
 reproduce: .venv/tested data/$(CORPUS)/meta.json
-	$(BIN)python reproduce.py --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND))
+	$(BIN)python reproduce.py $(SOONER) --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND))
 	$(BIN)python analyze.py correction --ckpt $(COMPARED) --out $(CLAIM)_correction
 	$(BIN)python analyze.py calibration --ckpt $(COMPARED) --out $(CLAIM)_calibration
+	$(BIN)python reproduce.py --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND))
 
 ablations: ALL = 1  # of its prerequisite too
 ablations: reproduce
