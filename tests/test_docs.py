@@ -181,6 +181,16 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
         assert (nll, js, mauve) == (value(duel["nll"]), value(duel["js_4"], 3), value(duel["mauve"]))
 
 
+def test_the_ratios_of_calls_stand_in_their_json():
+    """Pooled and by seed, to MDLM continued and to the control, as far as 128 calls, beyond which there are few texts."""
+    for name, rows in zip(("claim_mdlms",), rows_below(RESULTS["claim"], "| T | MDLM continued | the control |"), strict=True):
+        found, _ = claims(name)
+        for T, *values in rows:
+            ratios = [of["against_best"]["at"][T] for of in (found, found["controls"]["masked"])]
+            told = [[f"{x:.1f}" if x <= 128 / int(T) else f"> {128 // int(T)}" for x in (at["ratio"], *at["by_seed"])] for at in ratios]
+            assert values == [f"{pooled} ({', '.join(seeds)})" for pooled, *seeds in told], (name, T)
+
+
 def test_the_runs_of_the_claim_agree_as_is_said():
     for name, told in ("claim_first", "their {} cells in common differ by"), ("claim_few", "The {} cells that both runs have differ by"):
         first, second = (json.loads((ROOT / "results" / f"{name}.json").read_text())["cells"] for name in (name, "claim"))
