@@ -152,7 +152,7 @@ def claims(name):
 
 
 @pytest.mark.parametrize("name, text, head", [("claim", RESULTS["one_mdlm"], "path"), ("claim_float32", RESULTS["earlier"], "path"),
-                                              ("claim_mdlms", RESULTS["claim"], "path"),
+                                              ("claim_mdlms", RESULTS["claim"], "path"), ("claim_one_piece", RESULTS["one_piece"], "path"),
                                               ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
                                               ("claim_mdlms", README, "sampler")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
@@ -175,9 +175,9 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    pages = said + RESULTS["claim"] + RESULTS["scratch"] + RESULTS["budgets"]
+    pages = said + RESULTS["claim"] + RESULTS["one_piece"] + RESULTS["scratch"] + RESULTS["budgets"]
     tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
-    runs = ("claim", "claim_mdlms", "claim_scratch", "claim_long")
+    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_scratch", "claim_long")
     duels = itertools.chain(*(zip(claims(name)[0]["duels"], rows, strict=True) for name, rows in zip(runs, tables, strict=True)))
     for duel, (at, against, calls, nll, every, js, mauve) in duels:
         (_, path, T), ours = duel["other"].split("/"), duel["ours"].rsplit("/", 1)[1]
@@ -188,7 +188,8 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
 
 def test_the_ratios_of_calls_stand_in_their_json():
     """Pooled and by seed, to MDLM continued and to the control, as far as 128 calls, beyond which there are few texts."""
-    for name, rows in zip(("claim_mdlms",), rows_below(RESULTS["claim"], "| T | MDLM continued | the control |"), strict=True):
+    for name, rows in zip(("claim_mdlms", "claim_one_piece"),
+                          rows_below(RESULTS["claim"] + RESULTS["one_piece"], "| T | MDLM continued | the control |"), strict=True):
         found, _ = claims(name)
         for T, *values in rows:
             ratios = [of["against_best"]["at"][T] for of in (found, found["controls"]["masked"])]
@@ -210,7 +211,9 @@ def test_the_readme_s_ratios_stand_in_their_json():
     def told(form, of, digits=1):
         return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
 
-    ours, control, soft, soft_control = (of["against_best"]["at"]["8"] for run in (found, whole) for of in (run, run["controls"]["masked"]))
+    runs = (found, whole, claims("claim_one_piece")[0])
+    ours, control, soft, soft_control, again, again_control = (
+        of["against_best"]["at"]["8"] for run in runs for of in (run, run["controls"]["masked"]))
     (early, late), (early_control, late_control) = ([of["against_best"]["at"][T]["by_seed"] for T in ("16", "32")]
                                                     for of in (found, found["controls"]["masked"]))
     rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
@@ -220,6 +223,8 @@ def test_the_readme_s_ratios_stand_in_their_json():
             f"({short:.2f} with `random`", f"({short_scratch:.2f} with `random`)", f"made {ours['ratio']:.1f} of 1.9",
             f"more than 8, more than 8 and {early[2]:.1f} times (the control {early_control[0]:.1f}, more than 8, {early_control[2]:.1f})",
             f"for 32 more than 4 times by each ({late_control[0]:.1f}, more than 4, {late_control[2]:.1f})",
+            told("[says](results/one_piece.md) {} ({} to {}) with 8 calls", again),
+            told("and to the control {} ({} to {}).**", again_control),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
     at = scratch["controls"]["masked"]["against_best"]["at"]
@@ -234,7 +239,7 @@ def test_the_readme_s_ratios_stand_in_their_json():
 def test_the_readme_s_table_of_trainings_stands_in_their_json():
     """The ratios at T = 8, pooled and by seed, DSL's margins over MDLM's best with four times the calls, and the errors mended."""
     (rows,) = rows_below(README, "| | calls, MDLM | the control | NLL, T = 8 | 16 | 32 | mends, % | MDLM, % |")
-    assert len(rows) == 3
+    assert len(rows) == 4
     for training, *values in rows:
         name = re.search(r"`results/(\w+)\.json`", training)[1]
         found, mends = claims(name)[0], json.loads((ROOT / "results" / f"{name}_correction.json").read_text())["over_seeds"]
