@@ -251,6 +251,14 @@ def test_the_readme_s_table_of_trainings_stands_in_their_json():
                           *(margins.get(T, "-") for T in ("8", "16", "32")), *(value([100 * x for x in pair], 1) for pair in fixed)], name
 
 
+def test_the_times_of_the_run_in_one_piece_stand_in_their_json():
+    ends = json.loads((ROOT / "results" / "claim_one_piece_times.json").read_text())["ends"]
+    (rows,) = rows_below(RESULTS["one_piece"], "| stage | minutes | in all |")
+    begins = [0, *ends.values()]
+    assert [row[1:] for row in rows] == [[f"{(end - begin) / 60:.0f}", f"{end / 60:.0f}"] for begin, end in zip(begins, ends.values())]
+    assert f"takes {ends['calibration'] / 60:.0f} minutes" in README and f"and {begins[-1] / 60:.0f} in all" in README
+
+
 def test_the_summary_s_table_stands_in_its_jsons():
     """Column by column: the duels and how many pairs of seeds have DSL below, calls, differences by one rule, mending, calibration."""
     titles, *_ = re.findall(r"^\| target, set beforehand \|.*\|$", RESULTS["README"], re.M)
