@@ -133,6 +133,11 @@ VARIANTS = (
             "MDLM from scratch, at half the preset's learning rate?", "within .1: leaves the plateau no sooner"),
     Variant("mdlm_scratch_slower", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower}",
             "at a quarter, as the claim's MDLM?", "a little worse than at half"),
+    Variant("long_each", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --max_steps {long}",
+            "four times the steps from an MDLM of each seed, as results/claim_long.json", "mend at T = 8 2.45, by the worst MDLM 2.6"),
+    Variant("long_each_slow", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --max_steps {long} --lr {lr}",
+            "from scratch, at this rate and with 9,600 steps, mend is at 2.38: is it the rate, or the start?",
+            "the start: within .02, bound within .005"),
     Variant("wide_mdlm", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower} --d_model 192",
             "the claim's MDLM, half as wide again?", "bound 2.66"),
     Variant("wide_mdlm_slow", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr 5e-4 --d_model 192",
@@ -192,7 +197,7 @@ def plan_of(cfg, variant, published, seed=0):
                                  pretrain=scale.pretrain, lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * float(rates["dsl"]),
                                  below=float(rates["mdlm_more"]) / 2, out=cfg.out_dir, seed=seed, **rates)
     steps = ["--max_steps", str(cfg.tune)] if cfg.tune else []
-    return [*plan["dsl-0"], *steps, *shlex.split(flags), "--seed", str(seed), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg, seed)}"]
+    return [*plan["dsl-0"], *steps, "--seed", str(seed), *shlex.split(flags), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg, seed)}"]
 
 
 def plan_all(cfg, variants, published):
