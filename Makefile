@@ -68,7 +68,8 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # With LONG=1, in three and a half by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
 # FROM_SCRATCH=1, which wins over that, in four by estimate, at these settings, MDLM, the control and DSL from scratch. With ALL=1, which
 # wins over both, in six by estimate, six seeds of one MDLM, rates and settings chosen anew, every path; and ablations, what that hangs on.
-# Interrupted, they go on.
+# TEXTS=1020, in five by estimate, draws that many in each cell up to T = 128, not 384 (768 with ALL=1), for errors by texts 0.6 times as
+# large; a run that has ended draws what it lacks. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch,$(if $(LONG),_long,_mdlms)))
@@ -79,13 +80,14 @@ FLAGS =
 FLAGS_mdlms = --mdlm_per_seed $(SETTLED) soft  # one more of the --paths
 FLAGS_long = --mdlm_per_seed --fine_tune_steps 8000 --rates 1e-3 2e-3 8e-3 --calls 4 8 16 32 64 $(SETTLED)
 FLAGS_scratch = --from_scratch $(SETTLED)
+ASKED = --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND)) $(if $(TEXTS),--texts $(TEXTS))
 SOONER = --calls 4 8 16 32 64  # first: what takes half of the sampling, T = 128 and more, adds to the same files at the end
 SETTLED = --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
 reproduce: .venv/tested data/$(CORPUS)/meta.json
-	$(BIN)python reproduce.py $(SOONER) --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND))
+	$(BIN)python reproduce.py $(SOONER) $(ASKED)
 	$(BIN)python analyze.py correction --ckpt $(COMPARED) --out $(CLAIM)_correction
 	$(BIN)python analyze.py calibration --ckpt $(COMPARED) --out $(CLAIM)_calibration
-	$(BIN)python reproduce.py --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) $(FLAGS$(KIND))
+	$(BIN)python reproduce.py $(ASKED)
 
 ablations: ALL = 1  # of its prerequisite too
 ablations: reproduce

@@ -323,7 +323,7 @@ def main(cfg):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
     number = len(plan | trainings(cfg, rates or dict.fromkeys(WAYS, ""), cfg.training_seeds))
-    texts, late = (n * len(cfg.training_seeds) // len(scale.seeds) for n in (scale.texts, scale.late_texts))
+    texts, late = cfg.texts_in_cell
     print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {texts} texts in a cell, {late} "
           f"where T > L; on {pick_device()}, into {cfg.out_dir} and {cfg.results}*", flush=True)
     if cfg.list:

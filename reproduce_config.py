@@ -33,6 +33,7 @@ class Config:
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
     seeds: tuple[int, ...] = arg((), "only these training seeds, two or more of those of the scale, each with as many texts, or more where "
                                     "the claim is decided. Empty: all")
+    texts: int = arg(0, "texts in a cell up to T = L, of all its seeds. 0: the scale's, of which each seed has its share")
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
     fine_tune_steps: int = arg(0, "steps of the fine-tuning, which then needs --rates; choose another --out_dir. 0: as the scale")
@@ -48,6 +49,9 @@ class Config:
             raise ValueError(f"--calls are 4, 16 (the claim compares T with 4 T) and more of {SCALES[self.scale].steps}")
         if self.seeds and (len(set(self.seeds)) < 2 or not set(self.seeds) <= set(SCALES[self.scale].seeds)):
             raise ValueError(f"--seeds are two (errors are over seeds) or more of {SCALES[self.scale].seeds}")
+        least, most = 2 * len(self.training_seeds), SCALES[self.scale].duel_texts
+        if self.texts and not least <= self.texts <= most:
+            raise ValueError(f"--texts are {least} (each seed at two temperatures) to {most} (as many as real ones)")
         if self.paths and not {"remdm"} <= set(self.paths) <= {curve.path for curve in CURVES}:
             raise ValueError("--paths are remdm, as it is published, and more of those that are tuned here")
         if self.out_dir == type(self).out_dir and any(getattr(self, flag) for flag in WHICH_MODELS):
@@ -77,6 +81,12 @@ class Config:
     @property
     def training_seeds(self):
         return tuple(sorted(set(self.seeds))) or SCALES[self.scale].seeds
+
+    @property
+    def texts_in_cell(self):
+        """Texts of all seeds and both temperatures up to T = L, and at larger T."""
+        scale, share = SCALES[self.scale], len(self.training_seeds)
+        return self.texts or scale.texts * share // len(scale.seeds), scale.late_texts * share // len(scale.seeds)
 
     @property
     def curves(self):
@@ -222,7 +232,7 @@ def as_it_was(cfg, stored):
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    defaults = {flag: getattr(Config, flag) for flag in (*WHICH_MODELS, "paths", "calls", "seeds")}
+    defaults = {flag: getattr(Config, flag) for flag in (*WHICH_MODELS, "paths", "calls", "seeds", "texts")}
     then = {flag: type(default)(stored.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
     if other := [flag for flag in WHICH_MODELS if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
         raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the --results "
@@ -290,15 +300,14 @@ AROUND = (0.94, 1.06)
 
 def cells(cfg, tuning, length, tag="", texts=0, better=None):
     """(model/path, T) -> command lines, one for each training seed and each of two temperatures AROUND that of the data's entropy, which is
-    that of the tuning or, where `better` {key: temperature} knows one, that. `texts` are of a cell, shared by its seeds, instead of the
-    scale's, of which each seed has its part."""
-    plan, scale = {}, SCALES[cfg.scale]
+    that of the tuning or, where `better` {key: temperature} knows one, that. `texts` are of a cell, shared by its seeds, instead of as many
+    as the config says."""
+    plan = {}
     for curve in (curve for curve in cfg.curves if curve.name in tuning):  # a json may be older than some curves
         for T in cfg.steps if curve.path != "ar" else (length,):
             setting, temperature = settings_at(tuning[curve.name], T)
             temperature = (better or {}).get((curve.name, T), temperature)
-            of_cell = scale.texts if T <= length else scale.late_texts
-            each = texts // (2 * len(cfg.training_seeds)) if texts else of_cell // (2 * len(scale.seeds))
+            each = (texts or cfg.texts_in_cell[T > length]) // (2 * len(cfg.training_seeds))
             plan[curve.name, T] = [sampling(cfg, curve, seed, T, temperature * factor, setting, each, tag)
                                    for seed in cfg.training_seeds for factor in AROUND]
     return plan

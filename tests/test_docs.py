@@ -26,8 +26,8 @@ SOURCES = sorted(ROOT.glob("*.py"))
 
 def commands():
     """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and of the Makefile, as (script, flags)."""
-    goals = ["demo results evaluate bench bench_gpu ablations", "reproduce", "reproduce FROM_SCRATCH=1", "reproduce LONG=1"]
-    asked = {"ALL", "FROM_SCRATCH", "LONG", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
+    goals = ["demo results evaluate bench bench_gpu ablations", *(f"reproduce {of}" for of in ("", "FROM_SCRATCH=1", "LONG=1", "TEXTS=99"))]
+    asked = {"ALL", "FROM_SCRATCH", "LONG", "TEXTS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
     plain = {key: value for key, value in os.environ.items() if key not in asked}
     make = [subprocess.run(["make", "-nB", *of.split(), "TEXT=prose.txt"], cwd=ROOT, env=plain, capture_output=True, text=True,
                            check=True).stdout for of in goals]
@@ -45,8 +45,8 @@ def test_the_readme_holds_commands():
     runs = {flags for script, flags in found if script == "reproduce.py" and "gpu" not in flags}
     sooner = {flags for flags in runs if flags.startswith("--calls 4 8 16 32 64 ")}  # each kind is begun with these T, and ended with all
     assert {" ".join(flags.split()[6:]) for flags in sooner} == {" ".join(flags.split()) for flags in runs - sooner}
-    assert sorted(re.findall("--mdlm_per_seed|--from_scratch|--fine_tune_steps", flags) for flags in sooner) == [
-        [], ["--from_scratch"], ["--mdlm_per_seed"], ["--mdlm_per_seed", "--fine_tune_steps"]]
+    assert sorted(re.findall("--mdlm_per_seed|--from_scratch|--fine_tune_steps|--texts", flags) for flags in sooner) == [
+        [], ["--from_scratch"], ["--mdlm_per_seed"], ["--mdlm_per_seed", "--fine_tune_steps"], ["--mdlm_per_seed", "--texts"]]
 
 
 @pytest.mark.parametrize("script, flags", sorted(set(commands())))

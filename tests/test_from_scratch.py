@@ -44,6 +44,11 @@ def test_other_models_want_another_folder_and_one_way_to_start(flags, asked, cap
     assert asked in capsys.readouterr().err
 
 
+def test_a_cell_alone_is_of_the_models_and_as_many_texts_as_its_run():
+    cfg = parse_args("--from_scratch --out_dir out/scratch --seeds 0 2 --calls 4 16 --paths remdm --texts 36".split())
+    assert reproduce_config.as_it_was(parse_args(["--out_dir", "out/scratch"]), vars(cfg)) == cfg
+
+
 def test_the_whole_from_scratch(toy, tmp_path, capsys):
     """With the settings of a tuning after fine-tuning, whose rates are not taken; one cell anew needs its own model alone."""
     cfg, ran = toy

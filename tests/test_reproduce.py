@@ -69,9 +69,9 @@ def test_own_loss_weighs_every_snr_as_training_draws_it(flags):
     assert own_loss(scores, replace(cfg, objective="mdlm")) == 9.0
 
 
-@pytest.mark.parametrize("flags", ["--calls 4 8", "--seeds 0", "--seeds 0 0", "--seeds 0 6"])
+@pytest.mark.parametrize("flags", ["--calls 4 8", "--seeds 0", "--seeds 0 0", "--seeds 0 6", "--texts 11", "--texts 1021"])
 def test_what_decides_nothing_is_refused(flags, capsys):
-    """Nothing has four times the calls of another; one seed has no error; there is no seed 6."""
+    """Nothing has four times the calls of another; one seed has no error; there is no seed 6; six seeds at two temperatures; 1,020 real."""
     with pytest.raises(SystemExit):
         parse_args(flags.split())
     assert flags.split()[0] in capsys.readouterr().err and parse_args(["--seeds", "5", "0"]).training_seeds == (0, 5)
@@ -80,21 +80,21 @@ def test_what_decides_nothing_is_refused(flags, capsys):
 def test_remasks_per_token_become_each_path_s_own_flag():
     assert flags(Curve("dsl", "posterior", []), {"R": 4, "top_p": 1.0}, 32) == {"top_p": 1.0, "remask_budget": 4}
     assert flags(Curve("dsl", "remdm-cap", []), {"R": 4}, 32) == {"eta": 0.125}
-    assert flags(Curve("dsl", "remdm-loop", []), {"R": 4}, 32) == {"eta": 0.25}
-    assert flags(Curve("dsl", "remdm-loop", []), {"R": 4}, 4) == {"eta": 1.0}
+    assert [flags(Curve("dsl", "remdm-loop", []), {"R": 4}, T) for T in (32, 4)] == [{"eta": 0.25}, {"eta": 1.0}]
 
 
-def test_every_cell_is_a_command_line_of_the_sampler():
+@pytest.mark.parametrize("asked, texts", [("", 768), ("--seeds 0 2 5", 384), ("--seeds 0 2 5 --texts 1020", 1020)])
+def test_every_cell_is_a_command_line_of_the_sampler(asked, texts):
     tuning = {c.name: [{"T": T, "setting": c.grid[-1], "nll": 2.0, "temperature": t} for T, t in ((8, 0.8), (32, 1.0), (128, 1.1))]
               for c in reproduce_config.CURVES}
-    plan = cells(parse_args([]), tuning, 128)
+    plan, seeds = cells(cfg := parse_args(asked.split()), tuning, 128), len(cfg.training_seeds)
     outs = [argv[-1] for argvs in plan.values() for argv in argvs]
     assert len(outs) == len(set(outs)) and len(plan) == 7 * (len(reproduce_config.CURVES) - 1) + 1
     for (name, T), argvs in plan.items():
         settings = [sampler_args(argv) for argv in argvs]
-        assert len(settings) == 12 and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
-        assert len({s.seed for s in settings}) == 6 and len({s.temperature for s in settings}) == 2
-        assert sum(s.num_samples for s in settings) == (768 if T <= 128 else 144)
+        assert len(settings) == 2 * seeds and {s.steps for s in settings} == {T} and {s.path for s in settings} == {name.split("/")[1]}
+        assert len({s.seed for s in settings}) == seeds and len({s.temperature for s in settings}) == 2
+        assert sum(s.num_samples for s in settings) == (texts if T <= 128 else 24 * seeds)
     assert sum(map(len, tasks_of({(*key, 0): argvs for key, argvs in plan.items()}))) == len(outs)
 
 
