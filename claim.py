@@ -15,7 +15,8 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from metrics import distinct, mauve, ngram_js
+from eval_mauve import distances
+from metrics import mauve, ngram_js
 
 REPLICATES = 400
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # number of values -> Student's t
@@ -139,15 +140,14 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
 
 
 def describe(c, target, references, of_references):
-    """The numbers of one cell -> dict. Where `place` is outside of 0 to 1 its NLL is extrapolated. [value, error]: of mauve over k-means
-    seeds, of n-gram JS by jackknife; these and the share of distinct 4-grams are of all its texts as they are, at a mean entropy that is
-    near the target and stands beside them."""
-    areas = mauve(c["features"], of_references, range(3))
+    """The numbers of one cell -> dict, all that eval_mauve.py has among them. Where `place` is outside of 0 to 1 its NLL is extrapolated.
+    [value, error]: of mauve over k-means seeds, of n-gram JS by jackknife, else over texts; these, gen-PPL and the shares of distinct and
+    repeated n-grams are of all its texts as they are, at a mean entropy that is near the target and stands beside them."""
+    areas, perplexity = mauve(c["features"], of_references, range(3)), math.exp(c["nll"].mean())
+    texts, real = ([{"ids": ids.tolist()} for ids in some] for some in (c["texts"], references))
     return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": by_seed(c, target),
-            "place": place(c["entropy"], target),
-            "entropy": [float(c["entropy"].mean()), float(c["entropy"].std() / c["entropy"].size ** 0.5)],
-            "mauve": [areas.mean().item(), areas.std().item()], "distinct_4": distinct(c["texts"], 4),
-            **{f"js_{n}": list(ngram_js(c["texts"], references, n)) for n in (1, 2, 3, 4)}}
+            "place": place(c["entropy"], target), "gen_ppl": [perplexity, perplexity * float(c["nll"].std() / c["nll"].size ** 0.5)],
+            "mauve": [areas.mean().item(), areas.std().item()], **distances(texts, real)}
 
 
 def difference(a, b, paired=False):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import claim
+from eval_mauve import COLUMNS
 
 
 def texts(mean, slope=3.0, n=60, noise=0.3, seed=0, entropies=(2.9, 3.0), by_seed=0.0):
@@ -103,6 +104,9 @@ def test_the_control_is_compared_with_as_mdlm_is(monkeypatch):
     monkeypatch.setattr(claim, "mauve", lambda *args: torch.ones(2))
     found = claim.compare_all(every, claim.opponents({key: 1.0 for key in every}, "dsl/posterior", steps, 32), steps, 32, 2.95,
                               [torch.arange(5)] * 360, torch.zeros(360, 1))
+    cell, nll = found["cells"]["dsl/remdm/8"], every["dsl/remdm", 8]["nll"]
+    assert cell.keys() > set(COLUMNS) and cell["gen_ppl"][0] == pytest.approx(math.exp(nll.mean())) and cell["repetition"][0] == 0
+    assert cell["distinct_4"] == pytest.approx(1 / 360) and cell["js_4"][0] == 0  # every text is the same, and the real ones are too
     control = found["controls"]["masked"]
     for report, ratio in ((found["published_against_published"], 2), (control["published_against_published"], 1),
                           (found["against_best"], 4), (control["against_best"], 2)):
