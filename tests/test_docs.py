@@ -1,8 +1,7 @@
-"""What the README promises: every command parses, every script explains itself, every number has its json; and files stay short."""
+"""What the README promises: every command parses, every script explains itself, every json says how it came about; and files stay short."""
 
 import ast
 import importlib
-import itertools
 import json
 import math
 import os
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from config import provenance
-from reproduce_config import settings_at
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -96,194 +94,6 @@ def test_results_that_are_told_are_those_that_are_there():
             assert heading in [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings], (here, other, heading)
 
 
-def test_readme_numbers_stand_in_their_json():
-    """The bound and the shares of words that the README's table states are those of results/demo_*.json, as rounded there."""
-    for name in ("demo_posterior", "demo_mdlm"):
-        result = json.loads((ROOT / "results" / f"{name}.json").read_text())
-        row = next(line for line in README.splitlines() if f"results/{name}.json" in line and line.startswith("|"))
-        assert f"{result['known_words']:.3f}" in row and f"{result['training']['validation']['roar'][0]:.3f}" in row
-
-
-def test_numbers_of_the_evaluation_stand_in_their_json():
-    """Every value with its error in results/*.md, README's evaluation and README's claim is one of the jsons', as rounded there."""
-    known = set()
-
-    def collect(value):
-        if isinstance(value, dict):
-            for x in value.values():
-                collect(x)
-        elif isinstance(value, list) and len(value) == 2 and all(isinstance(x, float) for x in value):
-            for digits, scale in ((1, 1), (2, 1), (3, 1), (1, 100)):
-                known.add(" ± ".join(f"{scale * x:.{digits}f}" for x in value).replace("-", "−"))
-        elif isinstance(value, list):
-            for x in value:
-                collect(x)
-
-    for path in (ROOT / "results").glob("*.json"):
-        collect(json.loads(path.read_text()))
-    sections = ("## Evaluation", "## Results"), ("### The paper", "### What")
-    parts = [README[README.index(first) : README.index(last)] for first, last in sections]
-    stated = re.findall(r"−?\d+\.\d+ ± \d+\.\d+", "".join([*parts, *RESULTS.values()]))
-    assert len(stated) > 50 and not set(stated) - known
-
-
-MODELS = {"MDLM": "mdlm", "MDLM continued": "mdlm_more", "control": "masked", "the control": "masked", "DSL": "dsl"}
-
-
-def value(pair, digits=2):
-    return "-" if pair[0] is None else " ± ".join(f"{x:.{digits}f}" for x in pair if x is not None).replace("-", "−")
-
-
-def times(ratio, T=8):
-    """How many times T calls, as far as 128, beyond which there are few texts."""
-    return f"{ratio:.1f}" if ratio <= 128 / int(T) else f"> {128 // int(T)}"
-
-
-def rows_below(text, header):
-    """The cells of a Markdown table's rows, below each `header` in the text."""
-    for table in text.split(header + "\n")[1:]:
-        yield [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n\n")[0].splitlines()[1:]]
-
-
-def claims(name):
-    """A claim's json, and the head of the columns of its tables."""
-    found = json.loads((ROOT / "results" / f"{name}.json").read_text())
-    return found, f"T = {' | '.join(found['same_rule']['remdm'])} |"
-
-
-@pytest.mark.parametrize("name, text, head", [("claim", RESULTS["one_mdlm"], "path"), ("claim_float32", RESULTS["earlier"], "path"),
-                                              ("claim_mdlms", RESULTS["claim"], "path"), ("claim_one_piece", RESULTS["one_piece"], "path"),
-                                              ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
-                                              ("claim_mdlms", README, "sampler")])
-def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
-    """All rows of the tables of the claim, of one MDLM, in float32, from scratch, of longer fine-tuning, and README's."""
-    found, columns = claims(name)
-    rows, *_ = rows_below(text, f"| model, {head} | {columns}")
-    assert len(rows) > 5 and (text is README or len(rows) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"}))
-    for who, *values in rows:
-        model, path = who.split(", `")
-        curve = f"{'mdlm_more' if (name, model) == ('claim_scratch', 'MDLM') else MODELS[model]}/{path.split('`')[0]}"
-        assert values == [value(found["cells"][f"{curve}/{T}"]["nll"]) for T in found["same_rule"]["remdm"]], who
-        orders = {settings_at(found["tuning"][curve], int(T))[0].get("order", "") for T in found["same_rule"]["remdm"]}
-        assert not path.startswith("recorded") or orders == {path.partition("`, ")[2]}, who
-
-
-def test_duels_and_differences_of_the_claim_are_those_of_its_json():
-    """The two tables of the same rule of one MDLM; and the targets, duel by duel, of that, the claim, from scratch and the longer one."""
-    (found, columns), said = claims("claim"), RESULTS["one_mdlm"]
-    steps = list(found["same_rule"]["remdm"])
-    for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
-        assert {name.strip("`"): values for name, *values in rows} == {
-            rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    pages = said + RESULTS["claim"] + RESULTS["one_piece"] + RESULTS["scratch"] + RESULTS["budgets"]
-    tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE |"))
-    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_scratch", "claim_long")
-    duels = itertools.chain(*(zip(claims(name)[0]["duels"], rows, strict=True) for name, rows in zip(runs, tables, strict=True)))
-    for duel, (at, against, calls, nll, every, js, mauve) in duels:
-        (_, path, T), ours = duel["other"].split("/"), duel["ours"].rsplit("/", 1)[1]
-        assert at == f"T = {ours}" and f"`{path}`" in against and against.endswith(f"T = {T}")
-        assert calls == " : ".join(f"{x:.0f}" for x in duel["nfe"]) and every == {True: "yes", False: "no", None: "-"}[duel["every_seed"]]
-        assert (nll, js, mauve) == (value(duel["nll"]), value(duel["js_4"], 3), value(duel["mauve"]))
-
-
-def test_the_ratios_of_calls_stand_in_their_json():
-    """Pooled and by seed, to MDLM continued and to the control, as far as 128 calls, beyond which there are few texts."""
-    for name, rows in zip(("claim_mdlms", "claim_one_piece"),
-                          rows_below(RESULTS["claim"] + RESULTS["one_piece"], "| T | MDLM continued | the control |"), strict=True):
-        found, _ = claims(name)
-        for T, *values in rows:
-            ratios = [of["against_best"]["at"][T] for of in (found, found["controls"]["masked"])]
-            assert values == [f"{times(at['ratio'], T)} ({', '.join(times(x, T) for x in at['by_seed'])})" for at in ratios], (name, T)
-
-
-def test_the_runs_of_the_claim_agree_as_is_said():
-    for name, told in ("claim_first", "their {} cells in common differ by"), ("claim_few", "The {} cells that both runs have differ by"):
-        first, second = (json.loads((ROOT / "results" / f"{name}.json").read_text())["cells"] for name in (name, "claim"))
-        gaps = [abs(first[key]["nll"][0] - second[key]["nll"][0]) for key in first.keys() & second.keys() if not key.startswith("ar/")]
-        assert f"{told.format(len(gaps))} {sum(gaps) / len(gaps):.2f} on average" in RESULTS["earlier"]
-
-
-def test_the_readme_s_ratios_stand_in_their_json():
-    """Those of its bold sentence, by seed too, of the run without a spread order, of the published rule, and from
-    scratch, where it says what evidence and what the loss brings at T = 8 as well: from best sampler to best sampler."""
-    (found, _), (whole, _), (scratch, _) = map(claims, ("claim_mdlms", "claim", "claim_scratch"))
-
-    def told(form, of, digits=1):
-        return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
-
-    runs = (found, whole, claims("claim_one_piece")[0])
-    ours, control, soft, soft_control, again, again_control = (
-        of["against_best"]["at"]["8"] for run in runs for of in (run, run["controls"]["masked"]))
-    (early, late), (early_control, late_control) = ([of["against_best"]["at"][T]["by_seed"] for T in ("16", "32")]
-                                                    for of in (found, found["controls"]["masked"]))
-    rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
-    short, short_scratch = (of["cells"]["dsl/random/4"]["nll"][0] - of["cells"]["mdlm_more/mend-recorded/16"]["nll"][0]
-                            for of in (found, scratch))
-    said = [told("needs {} times as many (95%: {} to {})", ours), told("evidence {} times ({} to {})", control),
-            f"({short:.2f} with `random`", f"({short_scratch:.2f} with `random`)", f"made {ours['ratio']:.1f} of 1.9",
-            f"more than 8, more than 8 and {early[2]:.1f} times (the control {early_control[0]:.1f}, more than 8, {early_control[2]:.1f})",
-            f"for 32 more than 4 times by each ({late_control[0]:.1f}, more than 4, {late_control[2]:.1f})",
-            told("[says](results/one_piece.md) {} ({} to {}) with 8 calls", again),
-            told("and to the control {} ({} to {}).**", again_control),
-            told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
-            told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
-    at = scratch["controls"]["masked"]["against_best"]["at"]
-    mdlm, masked, dsl = (min(row["nll"][0] for key, row in scratch["cells"].items() if re.fullmatch(f"{model}/.*/8", key))
-                         for model in ("mdlm_more", "masked", "dsl"))
-    said += [told("the control needs {} times as many ({} to {})", at["8"]), f"worth {masked - dsl:.2f} nats at T = 8, the loss "
-             f"{mdlm - masked:.2f}", f"eight times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
-    assert not [words for words in said if words not in README]
-    assert min(early[0], early[1], early_control[1]) > 8 and min(*late, late_control[1]) > 4
-
-
-def test_the_readme_s_table_of_trainings_stands_in_their_json():
-    """The ratios at T = 8, pooled and by seed, DSL's margins over MDLM's best with four times the calls, and the errors mended."""
-    (rows,) = rows_below(README, "| | calls, MDLM | the control | NLL, T = 8 | 16 | 32 | mends, % | MDLM, % |")
-    assert len(rows) == 4
-    for training, *values in rows:
-        name = re.search(r"`results/(\w+)\.json`", training)[1]
-        found, mends = claims(name)[0], json.loads((ROOT / "results" / f"{name}_correction.json").read_text())["over_seeds"]
-        ratios = [of["against_best"]["at"]["8"] for of in (found, found["controls"]["masked"])]
-        margins = {duel["ours"].rsplit("/", 1)[1]: value(duel["nll"]) for duel in found["duels"] if "/remdm/" not in duel["other"]}
-        fixed = [next(v for key, v in mends.items() if f"/{model}-" in key)["random"]["evidence"]["at_98"]["fixed"]
-                 for model in ("dsl", "mdlm_more")]
-        assert values == [*(f"{times(at['ratio'])} ({', '.join(map(times, at['by_seed']))})" for at in ratios),
-                          *(margins.get(T, "-") for T in ("8", "16", "32")), *(value([100 * x for x in pair], 1) for pair in fixed)], name
-
-
-def test_the_times_of_the_run_in_one_piece_stand_in_their_json():
-    ends = json.loads((ROOT / "results" / "claim_one_piece_times.json").read_text())["ends"]
-    (rows,) = rows_below(RESULTS["one_piece"], "| stage | minutes | in all |")
-    begins = [0, *ends.values()]
-    assert [row[1:] for row in rows] == [[f"{(end - begin) / 60:.0f}", f"{end / 60:.0f}"] for begin, end in zip(begins, ends.values())]
-    assert f"takes {ends['calibration'] / 60:.0f} minutes" in README and f"and {begins[-1] / 60:.0f} in all" in README
-
-
-def test_the_summary_s_table_stands_in_its_jsons():
-    """Column by column: the duels and how many pairs of seeds have DSL below, calls, differences by one rule, mending, calibration."""
-    titles, *_ = re.findall(r"^\| target, set beforehand \|.*\|$", RESULTS["README"], re.M)
-    (rows,) = rows_below(RESULTS["README"], titles)
-    columns = list(zip(*(values for _, *values in rows), strict=True))
-    assert len(columns) == titles.count("|") - 2 > 2
-    for *told, names in columns:
-        name = re.fullmatch(r"`(\w+)\.json`", names)[1]
-        found, asked = claims(name)[0], [json.loads((ROOT / "results" / f"{name}_{of}.json").read_text())["over_seeds"]
-                                         for of in ("correction", "calibration")]
-        both, said = (found, found["controls"]["masked"]), []
-        for published in (False, True):
-            duels = {d["ours"]: d for d in found["duels"] if ("/remdm/" in d["other"]) == published}
-            for duel in (duels.get(f"dsl/mend/{T}") for T in (4, 8, 16, 32)):
-                seeds = duel and zip(*(found["cells"][duel[who]]["nll_by_seed"] for who in ("ours", "other")))
-                said.append(f"{value(duel['nll'])} ({sum(a < b for a, b in seeds)})" if duel else "-")
-        for at in (of["against_best"]["at"]["8"] for of in both):
-            said.append(f"{times(at['ratio'])} times ({', '.join(map(times, at['by_seed']))})")
-        said += [value(of["same_rule"]["remdm"][T]) for T in ("8", "32") for of in both]
-        random, own = ([next(v for key, v in of.items() if f"/{model}-" in key) for model in ("dsl", "mdlm_more", "masked")]
-                       for of in asked)
-        said += [value([100 * x for x in of["random"]["evidence"]["at_98"]["fixed"]], 1) for of in random]
-        assert told == [*said, *(value(of["own, masked"]["ece"], 3) for of in own)], name
-
-
 def test_results_name_no_place_on_somebody_s_machine():
     files = [path for path in (ROOT / "results").rglob("*") if path.suffix in (".json", ".jsonl")]
     assert len(files) > 50 and not [path.name for path in files if re.search(r'"python /|"/[a-z]+/', path.read_text())]
@@ -294,30 +104,6 @@ def test_a_command_is_told_as_it_is_typed_in_the_repository(monkeypatch, tmp_pat
     for script, told in ((ROOT / "train.py", "train.py"), (ROOT / "tests/tv_steps.py", "tests/tv_steps.py"), (tmp_path / "x.py", "x.py")):
         monkeypatch.setattr(sys, "argv", [str(script), "--seed", "1"])
         assert provenance.__wrapped__()["command"] == f"python {told} --seed 1"
-
-
-def test_the_errors_by_texts_alone_are_as_said():
-    cells = json.loads((ROOT / "results" / "claim.json").read_text())["cells"]
-    errors = sorted(c["text_stderr"] for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64)
-    small = sum(error < 0.015 for error in errors)
-    said = f"a median of {errors[len(errors) // 2]:.3f} up to T = 64, where {small} of {len(errors)} cells are below 0.015 and none above"
-    assert f"{said} {errors[-1]:.3f}" in RESULTS["one_mdlm"]
-
-
-def test_speeds_stand_in_their_json():
-    """In both tables of speeds columns 2 and 3 are numbers of the row's json, as rounded there, and column 4 is their ratio."""
-    shown = {"ms": lambda s: f"{1000 * s:,.0f}", "s": lambda s: f"{s:.1f}", "GiB": lambda gib: f"{gib:.2f}"}
-    for text in (README, RESULTS["speed"]):
-        rows = re.findall(r"^\|.*bench_\w+\.json` \|$", text, re.M)
-        assert len(rows) > 8
-        for row in rows:
-            _, _, ours, other, ratio, _, name, _ = row.split("|")
-            (ours, unit), (other, same) = ours.split(), other.split()
-            result = json.loads((ROOT / "results" / re.search(r"bench_\w+\.json", name)[0]).read_text())
-            known = result["memory_gib"].values() if unit == "GiB" else [t["median_s"] for t in result["times"].values()]
-            assert unit == same and {ours, other} <= set(map(shown[unit], known)), row
-            quotient = float(ours.replace(",", "")) / float(other.replace(",", ""))
-            assert min(abs(quotient / float(ratio) - 1), abs(1 / quotient / float(ratio) - 1)) < 0.03, row
 
 
 def test_files_fit_a_sitting_and_functions_a_screen():
