@@ -218,6 +218,16 @@ def test_mending_and_calibration_of_the_claim_stand_in_their_jsons():
                           *(value(ece[view]["ece"], 3) for view in views)], who
 
 
+def test_start_or_rate_stands_in_its_json():
+    (rows,) = rows_below(RESULTS["budgets"], "| | bound, bits per byte | T = 4 | 8 | 16 | 32 | errors mended, % |")
+    found = json.loads((ROOT / "results" / "start.json").read_text())["variants"]
+    for name, (_, *values) in zip(("dsl_long_each", "dsl_long_each_slow"), rows, strict=True):
+        of, trained = found[name]["nll_by_seed"], found[name]["trained"].values()
+        assert values == [", ".join(f"{each['roar'][0]:.3f}" for each in trained),
+                          *(", ".join(f"{x:.2f}" for x in of[f"mend/{T}"]) for T in (4, 8, 16, 32)),
+                          ", ".join(f"{100 * each['fixed_at_98'][0]:.1f}" for each in trained)], name
+
+
 def test_the_errors_by_texts_alone_are_as_said():
     cells = json.loads((ROOT / "results" / "claim.json").read_text())["cells"]
     errors = sorted(c["text_stderr"] for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64)
