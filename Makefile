@@ -65,11 +65,11 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # The paper's claim: an MDLM for each of three seeds, the paths that decide it, at the rates and settings of results/claim_spread_tuning.json.
 # On two cores that are fast in bfloat16 the answer to T = 64 stands after 111 minutes, that to T = 256 after 162. On English prose where TEXT
 # names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
-# With LONG=1, in three and a half by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
+# With LONG=1, in three and a half hours by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
 # FROM_SCRATCH=1, which wins over that, in four by estimate, at these settings, MDLM, the control and DSL from scratch. With ALL=1, which
 # wins over both, in six by estimate, six seeds of one MDLM, rates and settings chosen anew, every path; and ablations, what that hangs on.
 # TEXTS=1020, in five by estimate, draws that many in each cell up to T = 128, not 384 (768 with ALL=1), for errors by texts 0.6 times as
-# large; a run that has ended draws what it lacks. Interrupted, they go on.
+# large (0.9); a run that has ended draws what it lacks. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch,$(if $(LONG),_long,_mdlms)))

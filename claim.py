@@ -140,9 +140,9 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
 
 
 def describe(c, target, references, of_references):
-    """The numbers of one cell -> dict, all that eval_mauve.py has among them. Where `place` is outside of 0 to 1 its NLL is extrapolated.
-    [value, error]: of mauve over k-means seeds, of n-gram JS by jackknife, else over texts; these, gen-PPL and the shares of distinct and
-    repeated n-grams are of all its texts as they are, at a mean entropy that is near the target and stands beside them."""
+    """The numbers of one cell -> dict, every column of eval_mauve.py's table among them. Where `place` is outside of 0 to 1 its NLL is
+    extrapolated. [value, error]: of mauve over k-means seeds, of n-gram JS by jackknife, else over texts. All but nll_by_seed are of all
+    its texts as they are, at a mean entropy that is near the target and stands beside them."""
     areas, perplexity = mauve(c["features"], of_references, range(3)), math.exp(c["nll"].mean())
     texts, real = ([{"ids": ids.tolist()} for ids in some] for some in (c["texts"], references))
     return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": by_seed(c, target),

@@ -33,7 +33,7 @@ class Config:
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
     seeds: tuple[int, ...] = arg((), "only these training seeds, two or more of those of the scale, each with as many texts, or more where "
                                     "the claim is decided. Empty: all")
-    texts: int = arg(0, "texts in a cell up to T = L, of all its seeds. 0: the scale's, of which each seed has its share")
+    texts: int = arg(0, "texts in a cell up to T = L, of all its seeds, equally many of each. 0: the scale's share of those seeds")
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
     fine_tune_steps: int = arg(0, "steps of the fine-tuning, which then needs --rates; choose another --out_dir. 0: as the scale")
@@ -84,9 +84,10 @@ class Config:
 
     @property
     def texts_in_cell(self):
-        """Texts of all seeds and both temperatures up to T = L, and at larger T."""
+        """Texts of all seeds and both temperatures, equally many of each, up to T = L, and at larger T."""
         scale, share = SCALES[self.scale], len(self.training_seeds)
-        return self.texts or scale.texts * share // len(scale.seeds), scale.late_texts * share // len(scale.seeds)
+        asked = self.texts or scale.texts * share // len(scale.seeds), scale.late_texts * share // len(scale.seeds)
+        return tuple(texts - texts % (2 * share) for texts in asked)
 
     @property
     def curves(self):

@@ -1,4 +1,5 @@
-"""Every number that README.md and results/*.md tell is that of its json."""
+"""The tables of README.md and results/*.md, and some of their sentences, tell the numbers of their jsons; any other value with an error
+occurs in one of them."""
 
 import json
 import re
@@ -111,6 +112,7 @@ def test_the_ratios_of_calls_stand_in_their_json():
     for name, rows in zip(("claim_mdlms", "claim_one_piece"),
                           rows_below(RESULTS["claim"] + RESULTS["one_piece"], "| T | MDLM continued | the control |"), strict=True):
         found, _ = claims(name)
+        assert len(rows) == 4
         for T, *values in rows:
             ratios = [of["against_best"]["at"][T] for of in (found, found["controls"]["masked"])]
             assert values == [f"{times(at['ratio'], T)} ({', '.join(times(x, T) for x in at['by_seed'])})" for at in ratios], (name, T)
@@ -209,6 +211,7 @@ def test_mending_and_calibration_of_the_claim_stand_in_their_jsons():
     (rows,) = rows_below(RESULTS["claim"], re.search(r"^\| \| random, by lookup \|.*\|$", RESULTS["claim"], re.M)[0])
     mends, sure = (json.loads((ROOT / "results" / f"claim_mdlms_{of}.json").read_text())["over_seeds"]
                    for of in ("correction", "calibration"))
+    assert len(rows) == 3
     for who, *values in rows:
         of, ece = (next(v for key, v in each.items() if f"/{MODELS[who]}-" in key) for each in (mends, sure))
         fixed = [of["random"][how]["at_98"]["fixed"] for how in ("lookup", "evidence", "sweep")] + [of["own"]["sweep"]["at_98"]["fixed"]]
