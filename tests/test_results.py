@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reproduce_config import settings_at
@@ -229,6 +230,34 @@ def test_start_or_rate_stands_in_its_json():
         assert values == [", ".join(f"{each['roar'][0]:.3f}" for each in trained),
                           *(", ".join(f"{x:.2f}" for x in of[f"mend/{T}"]) for T in (4, 8, 16, 32)),
                           ", ".join(f"{100 * each['fixed_at_98'][0]:.1f}" for each in trained)], name
+
+
+def test_what_more_texts_change_stands_in_the_jsons():
+    """Errors by texts, what the cells differ by, ratios, and MAUVE, 2-grams and repetition, T = 4 or 8 to 64, of equally many texts."""
+    (first, _), (found, _), said = claims("claim_one_piece"), claims("claim_more_texts"), RESULTS["one_piece"].split("## More texts")[1]
+    cells = {key: c for key, c in found["cells"].items() if not key.startswith("ar/")}
+    before, now = ([of[key]["text_stderr"] for key in cells] for of in (first["cells"], cells))
+    few, many = (sum(x < 0.015 for x in errors) for errors in (before, now))
+    assert f"median of {np.median(now):.3f}, where it was {np.median(before):.3f}; {many} of {len(cells)} cells are below 0.015" in said
+    assert f"where {few} were, and none is above {max(now):.3f}" in said
+    gaps = [abs(c["nll"][0] - first["cells"][key]["nll"][0]) for key, c in cells.items() if first["cells"][key]["num_samples"] < 1020]
+    assert f"the {len(gaps)} cells that had 384 texts differ by {np.mean(gaps):.3f} on average, by {max(gaps):.2f} at most" in said
+    for of, form in ((found, "{:.1f} times as many ({}; 95% by Student's t {:.1f} to {:.1f})"),
+                     (found["controls"]["masked"], "of the control {:.1f} ({}; {:.1f} to {:.1f})")):
+        at = of["against_best"]["at"]["8"]
+        assert form.format(at["ratio"], ", ".join(f"{x:.1f}" for x in at["by_seed"]), *at["student"]) in said
+    rule = found["published_against_published"]["at"]["8"]
+    assert "the ratio is {:.2f} ({:.2f} to {:.2f})".format(rule["ratio"], *rule["student"]) in said
+
+    def row(curve, what, digits, steps=(8, 16, 32, 64)):
+        values = [value(cells[f"{curve}/{T}"][what], digits) for T in steps]
+        return f"{', '.join(values[:-1])} and {values[-1]}"
+
+    for curve in ("mdlm_more/remdm", "dsl/remdm", "dsl/mend", "mdlm_more/mend-recorded"):
+        assert row(curve, "mauve", 2, (4, 8, 16, 32, 64)) in said, curve
+    for curve in ("dsl/mend", "mdlm_more/mend-recorded"):
+        for what in ("js_2", "repetition"):
+            assert re.sub(r" ± [\d.]+", "", row(curve, what, 3)) in said, (curve, what)
 
 
 def test_the_errors_by_texts_alone_are_as_said():
