@@ -68,8 +68,8 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # With LONG=1, in three and a half hours by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
 # FROM_SCRATCH=1, which wins over that, in four by estimate, at these settings, MDLM, the control and DSL from scratch. With ALL=1, which
 # wins over both, in six by estimate, six seeds of one MDLM, rates and settings chosen anew, every path; and ablations, what that hangs on.
-# TEXTS=1020, in four and a half by estimate, draws that many in each cell up to T = 128, not 384 (768 with ALL=1), for errors by texts 0.6 times as
-# large (0.9); a run that has ended draws what it lacks. Interrupted, they go on.
+# TEXTS=1020, in four and a half by estimate, draws that many in each cell up to T = 128, not 384 (768 with ALL=1), for errors by texts 0.6
+# times as large (0.9); a run that has ended draws what it lacks. Interrupted, they go on.
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch,$(if $(LONG),_long,_mdlms)))
