@@ -232,6 +232,21 @@ def test_start_or_rate_stands_in_its_json():
                           ", ".join(f"{100 * each['fixed_at_98'][0]:.1f}" for each in trained)], name
 
 
+def test_the_ablations_with_three_seeds_stand_in_their_jsons():
+    (rows,) = rows_below(RESULTS["ablations"], "| | `posterior`, T = 16, by seed | errors mended, % | bound, bits per byte |")
+    repeated, claim, of, trained = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in (
+        "repeated", "claim", "claim_correction", "claim_training"))
+    ours = [next(v["result"] for key, v in of["models"].items() if f"/dsl-{seed}/" in key) for seed in range(3)]
+    told = [(claim["cells"]["dsl/posterior/16"]["nll_by_seed"][:3], [r["random"]["evidence"]["at_98"]["fixed"][0] for r in ours],
+             [trained["trainings"][f"dsl-{seed}"]["validation"]["roar"][0] for seed in range(3)])]
+    for name in ("dsl_E_fixed", "dsl_D128"):
+        row = repeated["variants"][name]
+        scores = ([each[what][0] for each in row["trained"].values()] for what in ("fixed_at_98", "roar"))
+        told.append((row["nll_by_seed"]["posterior/16"], *scores))
+    assert [row[1:] for row in rows] == [[", ".join(f"{x:.2f}" for x in nll), ", ".join(f"{100 * x:.1f}" for x in mended),
+                                          ", ".join(f"{x:.3f}" for x in bound)] for nll, mended, bound in told]
+
+
 def test_what_more_texts_change_stands_in_the_jsons():
     """Errors by texts, what the cells differ by, ratios, and MAUVE, 2-grams and repetition, T = 4 or 8 to 64, of equally many texts."""
     (first, _), (found, _), said = claims("claim_one_piece"), claims("claim_more_texts"), RESULTS["one_piece"].split("## More texts")[1]
