@@ -247,6 +247,17 @@ def test_the_ablations_with_three_seeds_stand_in_their_jsons():
                                           ", ".join(f"{x:.3f}" for x in bound)] for nll, mended, bound in told]
 
 
+def test_the_same_by_mend_stands_in_its_json():
+    (rows,) = rows_below(RESULTS["ablations"], "| `mend`, by seed | T = 8 | 16 | 32 | errors mended, % |")
+    each = json.loads((ROOT / "results" / "each.json").read_text())["variants"]
+    claim, both = claims("claim_more_texts")[0]["cells"], [each[name] for name in ("dsl_each_E_fixed", "dsl_each_D128")]
+    nlls = [{T: claim[f"dsl/mend/{T}"]["nll_by_seed"] for T in (8, 16, 32)},
+            *({T: of["nll_by_seed"][f"mend/{T}"] for T in (8, 16, 32)} for of in both),
+            {T: claim[f"mdlm_more/mend-recorded/{4 * T}"]["nll_by_seed"] for T in (8, 16)} | {32: []}]
+    assert [row[1:4] for row in rows] == [[", ".join(f"{x:.2f}" for x in of[T]) for T in (8, 16, 32)] for of in nlls]
+    assert [row[4] for row in rows[1:3]] == [", ".join(f"{100 * one['fixed_at_98'][0]:.1f}" for one in of["trained"].values()) for of in both]
+
+
 def test_what_more_texts_change_stands_in_the_jsons():
     """Errors by texts, what the cells differ by, ratios, and MAUVE, 2-grams and repetition, T = 4 or 8 to 64, of equally many texts."""
     (first, _), (found, _), said = claims("claim_one_piece"), claims("claim_more_texts"), RESULTS["one_piece"].split("## More texts")[1]
