@@ -255,7 +255,8 @@ def test_the_same_by_mend_stands_in_its_json():
             *({T: of["nll_by_seed"][f"mend/{T}"] for T in (8, 16, 32)} for of in both),
             {T: claim[f"mdlm_more/mend-recorded/{4 * T}"]["nll_by_seed"] for T in (8, 16)} | {32: []}]
     assert [row[1:4] for row in rows] == [[", ".join(f"{x:.2f}" for x in of[T]) for T in (8, 16, 32)] for of in nlls]
-    assert [row[4] for row in rows[1:3]] == [", ".join(f"{100 * one['fixed_at_98'][0]:.1f}" for one in of["trained"].values()) for of in both]
+    mended = [[100 * one["fixed_at_98"][0] for one in of["trained"].values()] for of in both]
+    assert [row[4] for row in rows[1:3]] == [", ".join(f"{x:.1f}" for x in shares) for shares in mended]
 
 
 def test_what_more_texts_change_stands_in_the_jsons():
