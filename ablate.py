@@ -142,7 +142,7 @@ VARIANTS = (
             "a larger sphere, as results/claim_one_piece.json else, where mend is at 2.54, 2.22 and 2.06 at T = 8, 16 and 32?",
             "2.47, 2.16, 2.01"),
     Variant("each_E_fixed", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --frozen E",
-            "embeddings of the MDLM, as there else?", "2.51, 2.19, 2.04"),
+            "random embeddings, as there else?", "2.51, 2.19, 2.04"),
     Variant("wide_mdlm", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower} --d_model 192",
             "the claim's MDLM, half as wide again?", "bound 2.66"),
     Variant("wide_mdlm_slow", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr 5e-4 --d_model 192",
