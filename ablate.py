@@ -133,6 +133,7 @@ VARIANTS = (
             "MDLM from scratch, at half the preset's learning rate?", "within .1: leaves the plateau no sooner"),
     Variant("mdlm_scratch_slower", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower}",
             "at a quarter, as the claim's MDLM?", "a little worse than at half"),
+    # the MDLM of each seed goes on with the claim's seed, 100 more than its own, by which it would see the same masks again
     Variant("long_each", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --max_steps {long}",
             "four times the steps from an MDLM of each seed, as results/claim_long.json", "mend at T = 8 2.45, by the worst MDLM 2.6"),
     Variant("long_each_slow", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --max_steps {long} --lr {lr}",

@@ -59,6 +59,12 @@ def times(ratio, T=8):
     return f"{ratio:.1f}" if ratio <= 128 / int(T) else f"> {128 // int(T)}"
 
 
+def gain(a, b):
+    """How much lower b is than a, pair by pair, with the 95% interval by Student's t."""
+    middle, half = claim.difference(a, b, paired=True)
+    return f"{middle:.2f} ({middle - half:.2f} to {middle + half:.2f})".replace("-", "−")
+
+
 def rows_below(text, header):
     """The cells of a Markdown table's rows, below each `header` in the text."""
     for table in text.split(header + "\n")[1:]:
@@ -235,10 +241,10 @@ def test_start_or_rate_stands_in_its_json():
 
 def test_the_ablations_with_three_seeds_stand_in_their_jsons():
     (rows,) = rows_below(RESULTS["ablations"], "| | `posterior`, T = 16, by seed | errors mended, % | bound, bits per byte |")
-    repeated, claim, of, trained = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in (
+    repeated, ours, of, trained = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in (
         "repeated", "claim", "claim_correction", "claim_training"))
-    ours = [next(v["result"] for key, v in of["models"].items() if f"/dsl-{seed}/" in key) for seed in range(3)]
-    told = [(claim["cells"]["dsl/posterior/16"]["nll_by_seed"][:3], [r["random"]["evidence"]["at_98"]["fixed"][0] for r in ours],
+    mends = [next(v["result"] for key, v in of["models"].items() if f"/dsl-{seed}/" in key) for seed in range(3)]
+    told = [(ours["cells"]["dsl/posterior/16"]["nll_by_seed"][:3], [r["random"]["evidence"]["at_98"]["fixed"][0] for r in mends],
              [trained["trainings"][f"dsl-{seed}"]["validation"]["roar"][0] for seed in range(3)])]
     for name in ("dsl_E_fixed", "dsl_D128"):
         row = repeated["variants"][name]
@@ -246,18 +252,27 @@ def test_the_ablations_with_three_seeds_stand_in_their_jsons():
         told.append((row["nll_by_seed"]["posterior/16"], *scores))
     assert [row[1:] for row in rows] == [[", ".join(f"{x:.2f}" for x in nll), ", ".join(f"{100 * x:.1f}" for x in mended),
                                           ", ".join(f"{x:.3f}" for x in bound)] for nll, mended, bound in told]
+    (base, *_), (frozen, *_), (large, *_) = told
+    assert f"frozen embeddings by {gain(base, frozen).replace(' (', ' nats (95% over the three pairs: ')}, 128 " in RESULTS["ablations"]
+    assert f"128 dimensions by {gain(base, large)}; both mend more" in RESULTS["ablations"]
 
 
 def test_the_same_by_mend_stands_in_its_json():
     (rows,) = rows_below(RESULTS["ablations"], "| `mend`, by seed | T = 8 | 16 | 32 | errors mended, % |")
     each = json.loads((ROOT / "results" / "each.json").read_text())["variants"]
-    claim, both = claims("claim_more_texts")[0]["cells"], [each[name] for name in ("dsl_each_E_fixed", "dsl_each_D128")]
-    nlls = [{T: claim[f"dsl/mend/{T}"]["nll_by_seed"] for T in (8, 16, 32)},
+    cells, both = claims("claim_more_texts")[0]["cells"], [each[name] for name in ("dsl_each_E_fixed", "dsl_each_D128")]
+    nlls = [{T: cells[f"dsl/mend/{T}"]["nll_by_seed"] for T in (8, 16, 32)},
             *({T: of["nll_by_seed"][f"mend/{T}"] for T in (8, 16, 32)} for of in both),
-            {T: claim[f"mdlm_more/mend-recorded/{4 * T}"]["nll_by_seed"] for T in (8, 16)} | {32: []}]
+            {T: cells[f"mdlm_more/mend-recorded/{4 * T}"]["nll_by_seed"] for T in (8, 16)} | {32: []}]
     assert [row[1:4] for row in rows] == [[", ".join(f"{x:.2f}" for x in of[T]) for T in (8, 16, 32)] for of in nlls]
     mended = [[100 * one["fixed_at_98"][0] for one in of["trained"].values()] for of in both]
     assert [row[4] for row in rows[1:3]] == [", ".join(f"{x:.1f}" for x in shares) for shares in mended]
+    base, frozen, large, rival = nlls
+    said = [f"better by {gain(base[8], large[8]).replace(' (', ' at T = 8 (95% over the three pairs: ')}, in each pair",
+            f"Frozen embeddings are better by {gain(base[8], frozen[8])}",
+            f"undecided at T = 8 ({gain(large[8], rival[8]).replace(' (', '; 95% over the three pairs ')} and met at T = 16 "
+            f"({gain(large[16], rival[16]).replace(' (', '; ')}, outside"]
+    assert not [words for words in said if words not in RESULTS["ablations"]], said
 
 
 def test_the_calls_that_128_dimensions_save_follow_from_the_jsons():
@@ -275,6 +290,8 @@ def test_the_calls_that_128_dimensions_save_follow_from_the_jsons():
         middle, half = claim.difference(np.log(by_seed), np.zeros(3), paired=True)
         assert form.format(pooled, *by_seed, *np.exp([middle - half, middle + half])) in RESULTS["ablations"]
         assert np.isinf(late).all()  # DSL's 16 calls
+        low, high = np.exp([middle - half, middle + half])
+        assert model == "masked" or f"{pooled:.1f} of the ratio of calls to MDLM there (95%: {low:.1f} to {high:.1f})" in README
 
 
 def test_what_more_texts_change_stands_in_the_jsons():
