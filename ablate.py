@@ -112,6 +112,8 @@ VARIANTS = (
     Variant("E_fixed", "--frozen E", "are learned embeddings needed?", "no"),
     Variant("D8", "--d_embed 8", "a smaller sphere?", "mending worse: tokens are harder to tell apart"),
     Variant("D128", "--d_embed 128", "a larger one?", "within the noise"),
+    Variant("D256", "--d_embed 256", "a still larger one?", "as 128"),
+    Variant("D128_E_fixed", "--d_embed 128 --frozen E", "random embeddings on that of 128?", "as learned ones there"),
     Variant("steps500", "--max_steps {quarter}", "when does the gain appear: a quarter of the steps?", "half of the gain is there"),
     Variant("steps1000", "--max_steps {half}", "half of them?", "three quarters of it"),
     Variant("steps4000", "--max_steps {twice}", "does it go on growing: twice the steps?", "posterior gains .05 more"),
