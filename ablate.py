@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from config import Problem, arg, parse, run
-from reproduce_config import CURVES, SCALES, WHICH_MODELS, Curve, sampling, settings_at, trainings
+from reproduce_config import CURVES, EARLIER, SCALES, WHICH_MODELS, Curve, sampling, settings_at, trainings
 from sampler_config import NEEDS_DSL
 from train_config import parse_args as train_args
 
@@ -40,6 +40,7 @@ class Config:
     calls: tuple[int, ...] = arg((16,), "T of the samples")
     paths: tuple[str, ...] = arg(("posterior", "remdm-cap", "hybrid", "sde"), "paths; of each model those that are tuned for its kind")
     seeds: tuple[int, ...] = arg((0,), "training seeds of the variants; the claim's own models are asked with seed 0")
+    d_embed: int = arg(EARLIER["d_embed"], "D of DSL's sphere, as in the run that left --claim, where a variant does not say another")
     tune: int = arg(0, "steps of the variants' fine-tuning, where they do not say themselves; 0: as the claim's")
     texts: int = arg(200, "texts of each path at each of two temperatures")
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
@@ -289,8 +290,10 @@ def published_settings(cfg, variants):
     if other and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
         raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, or fine-tunes by flags of its own, and these variants do "
                       'not: name the --claim of another run, or --no-claimed --only ".*scratch.*"')
-    if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
-        raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
+    theirs = EARLIER | published["config"]
+    if any(theirs[name] != getattr(cfg, name) for name in ("data", "scale", "d_embed")):
+        raise Problem(f"{cfg.claim}.json is about --data {theirs['data']} --scale {theirs['scale']} --d_embed {theirs['d_embed']}: use "
+                      "those")
     if untuned := sorted(set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}):
         raise Problem(f"{cfg.claim}.json lacks settings for {', '.join(untuned)}: leave them out of --paths, or run reproduce.py with them")
     return published

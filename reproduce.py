@@ -176,7 +176,7 @@ FIRST = {1.0: NEAR, 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures
 
 def train_to_tune(cfg, wanted, rates, judge, known):
     """Train the models of the thrown-away seed to try what --tuning lacks on. Raises Problem if that would not compare."""
-    if [known[key] for key in TUNED_FOR] != [rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps]:
+    if [known[key] for key in TUNED_FOR] != [rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps, cfg.d_embed]:
         raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and had another judge or other "
                       "models than are here, so that its NLLs and new ones do not compare: run this without --tuning")
     names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE} | {mdlm_of(cfg, THROWN_AWAY)}
@@ -277,7 +277,7 @@ def claim(cfg, rates, known):
     """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
     tuning = tune_all(cfg, rates, judge, target[0], known)
-    chose = dict(zip(TUNED_FOR, (rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps))) | known
+    chose = dict(zip(TUNED_FOR, (rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps, cfg.d_embed))) | known
     save_json(f"{cfg.results}_tuning.json", **chose | {"paths": known.get("paths", {}) | tuning})
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}

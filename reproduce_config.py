@@ -37,6 +37,7 @@ class Config:
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
     fine_tune_steps: int = arg(0, "steps of the fine-tuning, which then needs --rates; choose another --out_dir. 0: as the scale")
+    d_embed: int = arg(128, "D, dimension of DSL's sphere; the other ways, which see no evidence, never use theirs")
     rates: tuple[str, ...] = arg((), "three learning rates, of MDLM continued, the control and DSL; choose another --out_dir. Empty: the "
                                      "best of the scale's, or those of --tuning")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
@@ -57,8 +58,8 @@ class Config:
         if self.out_dir == type(self).out_dir and any(getattr(self, flag) for flag in WHICH_MODELS):
             raise ValueError(f"--{', --'.join(WHICH_MODELS)} make other models than are in {self.out_dir} without them: choose another "
                              "--out_dir")
-        if self.fine_tune_steps < 0:
-            raise ValueError("--fine_tune_steps cannot be negative")
+        if self.fine_tune_steps < 0 or self.d_embed < 2:
+            raise ValueError("--fine_tune_steps cannot be negative, and --d_embed is at least 2")
         if self.from_scratch and (self.fine_tune_steps or self.rates):
             raise ValueError("--from_scratch fine-tunes nothing, and has rates of its own: leave out --fine_tune_steps and --rates")
         if self.fine_tune_steps and not self.rates:
@@ -191,7 +192,7 @@ def trainings(cfg, best=None, seeds=(0,)):
     is known, with that and these `seeds`."""
     scale, seeds = SCALES[cfg.scale], seeds if best else (THROWN_AWAY,)
     steps = scale.pretrain if cfg.from_scratch else cfg.fine_tune_steps or scale.tune
-    common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 {scale.network}".split()
+    common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 --d_embed 32 {scale.network}".split()
     plan = {mdlm_of(cfg, seed): ["--objective", "mdlm", "--max_steps", str(scale.pretrain), "--lr", scale.mdlm_lr,
                                  "--seed", str(seed if cfg.mdlm_per_seed else 0)]
             for seed in seeds if not cfg.from_scratch}
@@ -201,21 +202,23 @@ def trainings(cfg, best=None, seeds=(0,)):
         start = "scratch" if cfg.from_scratch else f"{cfg.out_dir}/{mdlm_of(cfg, seed)}/ckpt.pt"
         for lr in (best[model],) if best else cfg.lrs[model]:
             plan[f"{model}-{seed}" if best else f"{model}-lr{lr}"] = [  # by its MDLM's own seed it would see the same masks again
-                *WAYS[model], "--init_from", start, "--max_steps", str(steps), "--lr", lr, "--seed", str(seed + 100 * cfg.mdlm_per_seed)]
+                *WAYS[model], "--init_from", start, "--max_steps", str(steps), "--lr", lr, "--seed", str(seed + 100 * cfg.mdlm_per_seed),
+                *(("--d_embed", str(cfg.d_embed)) if model == "dsl" else ())]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
-TUNED_FOR = ("learning_rates", "judge", "from_scratch", "fine_tune_steps")  # what settings were tuned with, and on
+TUNED_FOR = ("learning_rates", "judge", "from_scratch", "fine_tune_steps", "d_embed")  # what settings were tuned with, and on
+EARLIER = {"from_scratch": False, "fine_tune_steps": 0, "d_embed": 32}  # what runs had before there was a flag for it
 
 
 def earlier(cfg):
     """What the run that left --tuning chose, {} without that -> {"learning_rates": {model: rate}, "paths": {model/path: [...] as of
-    reproduce.tune_all}, "judge": its key, "from_scratch": whether its models were, "fine_tune_steps": as the flag}."""
+    reproduce.tune_all}, "judge": its key, "from_scratch", "fine_tune_steps" and "d_embed": as the flags}."""
     if not cfg.tuning:
         return {}
     try:
         with open(cfg.tuning) as f:
-            stored = {"from_scratch": False, "fine_tune_steps": 0} | json.load(f)  # which are younger than some
+            stored = EARLIER | json.load(f)
         known = {key: stored[key] for key in (*TUNED_FOR, "paths")}
         rates = {model: known["learning_rates"][model] for model in WAYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -233,9 +236,9 @@ def as_it_was(cfg, stored):
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    defaults = {flag: getattr(Config, flag) for flag in (*WHICH_MODELS, "paths", "calls", "seeds", "texts")}
-    then = {flag: type(default)(stored.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
-    if other := [flag for flag in WHICH_MODELS if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
+    defaults = {flag: getattr(Config, flag) for flag in (*WHICH_MODELS, "d_embed", "paths", "calls", "seeds", "texts")}
+    then = {flag: type(default)(({flag: default} | EARLIER | stored)[flag]) for flag, default in defaults.items()}
+    if other := [flag for flag in (*WHICH_MODELS, "d_embed") if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
         raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the --results "
                       "of such a run")
     if (there := stored["out_dir"]) != cfg.out_dir and any(then[flag] for flag in WHICH_MODELS):

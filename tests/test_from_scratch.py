@@ -22,8 +22,8 @@ def test_all_models_start_from_scratch_and_see_as_many_texts():
     mdlm = vars(train_args(trainings(parse_args([]))["mdlm"]))
     for seed in cfg.training_seeds:
         ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
-        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
-        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "out_dir"}
+        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "d_embed", "out_dir"}
+        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "d_embed", "out_dir"}
         assert {name for name in mdlm if mdlm[name] != theirs[name]} <= {"seed", "out_dir"}  # the MDLM that the claim goes on from
     assert len(plan) == 2 + 3 * len(cfg.training_seeds) and len(trainings(cfg)) == 2 + 3
     assert "mdlm" not in {curve.model for curve in cfg.curves}
@@ -116,12 +116,25 @@ def test_a_longer_fine_tuning_changes_its_length_and_rates_alone():
     assert {f"{model}-lr{rate}" for model, rate in rates.items()} < trainings(long).keys() and len(trainings(long)) == 3 + 3
 
 
+def test_the_dimension_of_the_sphere_is_of_dsl_alone():
+    """The others are trained as ever; and a json from before there was the flag is of 32, as whose models its cell is drawn."""
+    plans = [{name: train_args(argv) for name, argv in trainings(parse_args(["--d_embed", str(D)])).items()} for D in (32, 48)]
+    assert {name for name in plans[0] if plans[0][name] != plans[1][name]} == {name for name in plans[0] if name.startswith("dsl-")}
+    assert {(name[:3], args.d_embed) for name, args in plans[1].items()} == {("dsl", 48), *((name[:3], 32) for name in plans[0]
+                                                                                        if not name.startswith("dsl-"))}
+    before = {key: value for key, value in vars(parse_args([])).items() if key != "d_embed"}
+    assert [reproduce_config.as_it_was(parse_args([]), before | now).d_embed for now in ({}, {"d_embed": 48})] == [32, 48]
+    with pytest.raises(Problem, match="is not of a run with --d_embed 48: leave it out"):
+        reproduce_config.as_it_was(parse_args(["--d_embed", "48"]), before)
+
+
 def assert_a_tuning_goes_on_where_models_agree(folder, flags, longer, chose, ran):
     """Of all that a tuning says it is of, nothing may differ where it lacks a setting, and without --rates it is refused."""
     next(curve for curve in reproduce_config.CURVES if curve.name == "dsl/remdm").grid.append({"top_p": 1.0})
     mine = {"judge": json.loads((folder / "results" / "long.json").read_text())["judge"], "fine_tune_steps": 3,
-            "learning_rates": dict(zip(reproduce_config.WAYS, longer[3:]))}
-    for other in ({"judge": "another"}, {"learning_rates": chose["learning_rates"]}, {"fine_tune_steps": 0}):
+            "d_embed": 128, "learning_rates": dict(zip(reproduce_config.WAYS, longer[3:]))}
+    for other in ({"judge": "another"}, {"learning_rates": chose["learning_rates"]}, {"fine_tune_steps": 0},
+                  {"d_embed": 32}):
         (folder / "tuning.json").write_text(json.dumps(chose | mine | other))
         with pytest.raises(Problem, match="lacks settings, dsl/remdm with .* other models"):
             reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--results", "results/x"]))
