@@ -246,13 +246,16 @@ def test_the_ablations_with_three_seeds_stand_in_their_jsons():
     mends = [next(v["result"] for key, v in of["models"].items() if f"/dsl-{seed}/" in key) for seed in range(3)]
     told = [(ours["cells"]["dsl/posterior/16"]["nll_by_seed"][:3], [r["random"]["evidence"]["at_98"]["fixed"][0] for r in mends],
              [trained["trainings"][f"dsl-{seed}"]["validation"]["roar"][0] for seed in range(3)])]
-    for name in ("dsl_E_fixed", "dsl_D128"):
-        row = repeated["variants"][name]
+    repeated = repeated["variants"] | json.loads((ROOT / "results" / "spheres.json").read_text())["variants"]
+    for name in ("dsl_E_fixed", "dsl_D128", "dsl_D256", "dsl_D128_E_fixed"):
+        row = repeated[name]
         scores = ([each[what][0] for each in row["trained"].values()] for what in ("fixed_at_98", "roar"))
         told.append((row["nll_by_seed"]["posterior/16"], *scores))
     assert [row[1:] for row in rows] == [[", ".join(f"{x:.2f}" for x in nll), ", ".join(f"{100 * x:.1f}" for x in mended),
                                           ", ".join(f"{x:.3f}" for x in bound)] for nll, mended, bound in told]
-    (base, *_), (frozen, *_), (large, *_) = told
+    (base, *_), (frozen, *_), (large, *_), (larger, *_), (both, *_) = told
+    assert gain(large, larger).replace("0.00 (", "95% ").strip("−") in RESULTS["ablations"]
+    assert f"frozen embeddings of 128 {gain(large, both)}, though these mend more" in RESULTS["ablations"]
     assert f"frozen embeddings by {gain(base, frozen).replace(' (', ' nats (95% over the three pairs: ')}, 128 " in RESULTS["ablations"]
     assert f"128 dimensions by {gain(base, large)}; both mend more" in RESULTS["ablations"]
 
