@@ -1,0 +1,40 @@
+"""README.md, the pages of results/ and their jsons, and how numbers are written there."""
+
+import json
+from pathlib import Path
+
+import claim
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+RESULTS = {path.stem: path.read_text() for path in sorted((ROOT / "results").glob("*.md"))}
+
+
+MODELS = {"MDLM": "mdlm", "MDLM continued": "mdlm_more", "control": "masked", "the control": "masked", "DSL": "dsl"}
+
+
+def value(pair, digits=2):
+    return "-" if pair[0] is None else " ± ".join(f"{x:.{digits}f}" for x in pair if x is not None).replace("-", "−")
+
+
+def times(ratio, T=8):
+    """How many times T calls, as far as 128, beyond which there are few texts."""
+    return f"{ratio:.1f}" if ratio <= 128 / int(T) else f"> {128 // int(T)}"
+
+
+def gain(a, b):
+    """How much lower b is than a, pair by pair, with the 95% interval by Student's t."""
+    middle, half = claim.difference(a, b, paired=True)
+    return f"{middle:.2f} ({middle - half:.2f} to {middle + half:.2f})".replace("-", "−")
+
+
+def rows_below(text, header):
+    """The cells of a Markdown table's rows, below each `header` in the text."""
+    for table in text.split(header + "\n")[1:]:
+        yield [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n\n")[0].splitlines()[1:]]
+
+
+def claims(name):
+    """A claim's json, and the head of the columns of its tables."""
+    found = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return found, f"T = {' | '.join(found['same_rule']['remdm'])} |"

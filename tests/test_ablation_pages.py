@@ -1,0 +1,76 @@
+"""The tables of results/ablations.md and of "Start or rate", and some of their sentences, tell the numbers of their jsons."""
+
+import json
+
+import numpy as np
+
+import claim
+from pages import README, RESULTS, ROOT, claims, gain, rows_below
+
+
+def test_start_or_rate_stands_in_its_json():
+    (rows,) = rows_below(RESULTS["budgets"], "| | bound, bits per byte | T = 4 | 8 | 16 | 32 | errors mended, % |")
+    found = json.loads((ROOT / "results" / "start.json").read_text())["variants"]
+    for name, (_, *values) in zip(("dsl_long_each", "dsl_long_each_slow"), rows, strict=True):
+        of, trained = found[name]["nll_by_seed"], found[name]["trained"].values()
+        assert values == [", ".join(f"{each['roar'][0]:.3f}" for each in trained),
+                          *(", ".join(f"{x:.2f}" for x in of[f"mend/{T}"]) for T in (4, 8, 16, 32)),
+                          ", ".join(f"{100 * each['fixed_at_98'][0]:.1f}" for each in trained)], name
+
+
+def test_the_ablations_with_three_seeds_stand_in_their_jsons():
+    (rows,) = rows_below(RESULTS["ablations"], "| | `posterior`, T = 16, by seed | errors mended, % | bound, bits per byte |")
+    repeated, ours, of, trained = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in (
+        "repeated", "claim", "claim_correction", "claim_training"))
+    mends = [next(v["result"] for key, v in of["models"].items() if f"/dsl-{seed}/" in key) for seed in range(3)]
+    told = [(ours["cells"]["dsl/posterior/16"]["nll_by_seed"][:3], [r["random"]["evidence"]["at_98"]["fixed"][0] for r in mends],
+             [trained["trainings"][f"dsl-{seed}"]["validation"]["roar"][0] for seed in range(3)])]
+    repeated = repeated["variants"] | json.loads((ROOT / "results" / "spheres.json").read_text())["variants"]
+    for name in ("dsl_E_fixed", "dsl_D128", "dsl_D256", "dsl_D128_E_fixed"):
+        row = repeated[name]
+        scores = ([each[what][0] for each in row["trained"].values()] for what in ("fixed_at_98", "roar"))
+        told.append((row["nll_by_seed"]["posterior/16"], *scores))
+    assert [row[1:] for row in rows] == [[", ".join(f"{x:.2f}" for x in nll), ", ".join(f"{100 * x:.1f}" for x in mended),
+                                          ", ".join(f"{x:.3f}" for x in bound)] for nll, mended, bound in told]
+    (base, *_), (frozen, *_), (large, *_), (larger, *_), (both, *_) = told
+    assert gain(large, larger).replace("0.00 (", "95% ").strip("−") in RESULTS["ablations"]
+    assert f"frozen embeddings of 128 {gain(large, both)}, though these mend more" in RESULTS["ablations"]
+    assert f"frozen embeddings by {gain(base, frozen).replace(' (', ' nats (95% over the three pairs: ')}, 128 " in RESULTS["ablations"]
+    assert f"128 dimensions by {gain(base, large)}; both mend more" in RESULTS["ablations"]
+
+
+def test_the_same_by_mend_stands_in_its_json():
+    (rows,) = rows_below(RESULTS["ablations"], "| `mend`, by seed | T = 8 | 16 | 32 | errors mended, % |")
+    each = json.loads((ROOT / "results" / "each.json").read_text())["variants"]
+    cells, both = claims("claim_more_texts")[0]["cells"], [each[name] for name in ("dsl_each_E_fixed", "dsl_each_D128")]
+    nlls = [{T: cells[f"dsl/mend/{T}"]["nll_by_seed"] for T in (8, 16, 32)},
+            *({T: of["nll_by_seed"][f"mend/{T}"] for T in (8, 16, 32)} for of in both),
+            {T: cells[f"mdlm_more/mend-recorded/{4 * T}"]["nll_by_seed"] for T in (8, 16)} | {32: []}]
+    assert [row[1:4] for row in rows] == [[", ".join(f"{x:.2f}" for x in of[T]) for T in (8, 16, 32)] for of in nlls]
+    mended = [[100 * one["fixed_at_98"][0] for one in of["trained"].values()] for of in both]
+    assert [row[4] for row in rows[1:3]] == [", ".join(f"{x:.1f}" for x in shares) for shares in mended]
+    base, frozen, large, rival = nlls
+    said = [f"better by {gain(base[8], large[8]).replace(' (', ' at T = 8 (95% over the three pairs: ')}, in each pair",
+            f"Frozen embeddings are better by {gain(base[8], frozen[8])}",
+            f"undecided at T = 8 ({gain(large[8], rival[8]).replace(' (', '; 95% over the three pairs ')} and met at T = 16 "
+            f"({gain(large[16], rival[16]).replace(' (', '; ')}, outside"]
+    assert not [words for words in said if words not in RESULTS["ablations"]], said
+
+
+def test_the_calls_that_128_dimensions_save_follow_from_the_jsons():
+    cells, steps = claims("claim_more_texts")[0]["cells"], (4, 8, 16, 32, 64)
+    ours = json.loads((ROOT / "results" / "each.json").read_text())["variants"]["dsl_each_D128"]
+    for model, form in (("mdlm_more", "needs {:.1f} times DSL's 8 (by seed {:.1f}, {:.1f}, {:.1f}; 95% by Student's t {:.1f} to {:.1f};"),
+                        ("masked", "of the control {:.1f} times ({:.1f}, {:.1f}, {:.1f}; {:.1f} to {:.1f})")):
+        names = sorted({key.rsplit("/", 1)[0] for key in cells if key.startswith(f"{model}/")})
+        nfe = {("dsl", T): T for T in steps} | {(name, T): cells[f"{name}/{T}"]["nfe"] for name in names for T in steps}
+        nlls = [{(name, T): cells[f"{name}/{T}"]["nll_by_seed"][seed] for name in names for T in steps} for seed in range(3)]
+        nlls.append({(name, T): cells[f"{name}/{T}"]["nll"][0] for name in names for T in steps})
+        own = [{("dsl", T): ours["nll_by_seed"][f"mend/{T}"][seed] for T in (8, 16)} for seed in range(3)]
+        own.append({("dsl", T): ours["nll"][f"mend/{T}"][0] for T in (8, 16)})
+        (*by_seed, pooled), late = zip(*(claim.ratios(of | mine, nfe, "dsl", names, (8, 16), steps) for of, mine in zip(nlls, own)))
+        middle, half = claim.difference(np.log(by_seed), np.zeros(3), paired=True)
+        assert form.format(pooled, *by_seed, *np.exp([middle - half, middle + half])) in RESULTS["ablations"]
+        assert np.isinf(late).all()  # DSL's 16 calls
+        low, high = np.exp([middle - half, middle + half])
+        assert model == "masked" or f"{pooled:.1f} of the ratio of calls to MDLM there (95%: {low:.1f} to {high:.1f})" in README
