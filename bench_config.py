@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from config import arg, parse
 
-PRESETS = {"owt": {}, "demo": dict(vocab_size=257, length=128, n_layer=4, n_head=4, d_model=128, d_embed=32, batch_size=16)}
+PRESETS = {"owt": {}, "demo": dict(vocab_size=257, length=128, n_layer=4, n_head=4, d_model=128, d_embed=128, batch_size=16)}
 ATTENTION = ("flash_attention", "efficient_attention", "cudnn_attention", "math")  # of torch.nn.attention.SDPBackend
 
 

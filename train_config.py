@@ -44,7 +44,7 @@ class Config:
     n_layer: int = arg(4, "transformer blocks")
     n_head: int = arg(4, "attention heads")
     d_model: int = arg(128, "C, width of the stream")
-    d_embed: int = arg(32, "D, dimension of the unit sphere of token embeddings")
+    d_embed: int = arg(128, "D, dimension of the unit sphere of token embeddings")
     dropout: float = arg(0.0, "dropout on both branches of a block")
     beta: float = arg(1.0, "start of the view's inverse temperature; with --init_from only where that was not trained by DSL")
     mask_share: float = arg(0.5, "start of the [MASK] slot's weight at SNR 0; not used with --init_from")
