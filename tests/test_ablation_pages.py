@@ -2,10 +2,7 @@
 
 import json
 
-import numpy as np
-
-import claim
-from pages import README, RESULTS, ROOT, claims, gain, rows_below
+from pages import RESULTS, ROOT, claims, gain, rows_below
 
 
 def test_start_or_rate_stands_in_its_json():
@@ -55,22 +52,3 @@ def test_the_same_by_mend_stands_in_its_json():
             f"undecided at T = 8 ({gain(large[8], rival[8]).replace(' (', '; 95% over the three pairs ')} and met at T = 16 "
             f"({gain(large[16], rival[16]).replace(' (', '; ')}, outside"]
     assert not [words for words in said if words not in RESULTS["ablations"]], said
-
-
-def test_the_calls_that_128_dimensions_save_follow_from_the_jsons():
-    cells, steps = claims("claim_more_texts")[0]["cells"], (4, 8, 16, 32, 64)
-    ours = json.loads((ROOT / "results" / "each.json").read_text())["variants"]["dsl_each_D128"]
-    for model, form in (("mdlm_more", "needs {:.1f} times DSL's 8 (by seed {:.1f}, {:.1f}, {:.1f}; 95% by Student's t {:.1f} to {:.1f};"),
-                        ("masked", "of the control {:.1f} times ({:.1f}, {:.1f}, {:.1f}; {:.1f} to {:.1f})")):
-        names = sorted({key.rsplit("/", 1)[0] for key in cells if key.startswith(f"{model}/")})
-        nfe = {("dsl", T): T for T in steps} | {(name, T): cells[f"{name}/{T}"]["nfe"] for name in names for T in steps}
-        nlls = [{(name, T): cells[f"{name}/{T}"]["nll_by_seed"][seed] for name in names for T in steps} for seed in range(3)]
-        nlls.append({(name, T): cells[f"{name}/{T}"]["nll"][0] for name in names for T in steps})
-        own = [{("dsl", T): ours["nll_by_seed"][f"mend/{T}"][seed] for T in (8, 16)} for seed in range(3)]
-        own.append({("dsl", T): ours["nll"][f"mend/{T}"][0] for T in (8, 16)})
-        (*by_seed, pooled), late = zip(*(claim.ratios(of | mine, nfe, "dsl", names, (8, 16), steps) for of, mine in zip(nlls, own)))
-        middle, half = claim.difference(np.log(by_seed), np.zeros(3), paired=True)
-        assert form.format(pooled, *by_seed, *np.exp([middle - half, middle + half])) in RESULTS["ablations"]
-        assert np.isinf(late).all()  # DSL's 16 calls
-        low, high = np.exp([middle - half, middle + half])
-        assert model == "masked" or f"{pooled:.1f} of the ratio of calls to MDLM there (95%: {low:.1f} to {high:.1f})" in README

@@ -45,7 +45,7 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
 @pytest.mark.parametrize("name, text, head", [("claim", RESULTS["one_mdlm"], "path"), ("claim_float32", RESULTS["earlier"], "path"),
                                               ("claim_mdlms", RESULTS["claim"], "path"), ("claim_one_piece", RESULTS["one_piece"], "path"),
                                               ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
-                                              ("claim_mdlms", README, "sampler")])
+                                              ("claim_D128", RESULTS["sphere"], "path"), ("claim_D128", README, "sampler")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
     """All rows of the tables of the claim, of one MDLM, in float32, from scratch, of longer fine-tuning, and README's."""
     found, columns = claims(name)
@@ -66,9 +66,9 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    pages = said + RESULTS["claim"] + RESULTS["one_piece"] + RESULTS["scratch"] + RESULTS["budgets"]
+    pages = said + RESULTS["claim"] + RESULTS["one_piece"] + RESULTS["sphere"] + RESULTS["scratch"] + RESULTS["budgets"]
     tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE | of all texts |"))
-    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_scratch", "claim_long")
+    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_D128", "claim_scratch", "claim_long")
     duels = [(claims(name)[0]["cells"], *pair) for name, rows in zip(runs, tables, strict=True)
              for pair in zip(claims(name)[0]["duels"], rows, strict=True)]
     for cells, duel, (at, against, calls, nll, every, js, mauve, of_all) in duels:
@@ -82,8 +82,9 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
 
 def test_the_ratios_of_calls_stand_in_their_json():
     """Pooled and by seed, to MDLM continued and to the control, as far as 128 calls, beyond which there are few texts."""
-    for name, rows in zip(("claim_mdlms", "claim_one_piece"),
-                          rows_below(RESULTS["claim"] + RESULTS["one_piece"], "| T | MDLM continued | the control |"), strict=True):
+    pages = RESULTS["claim"] + RESULTS["one_piece"] + RESULTS["sphere"]
+    for name, rows in zip(("claim_mdlms", "claim_one_piece", "claim_D128"),
+                          rows_below(pages, "| T | MDLM continued | the control |"), strict=True):
         found, _ = claims(name)
         assert len(rows) == 4
         for T, *values in rows:
@@ -101,13 +102,13 @@ def test_the_runs_of_the_claim_agree_as_is_said():
 def test_the_readme_s_ratios_stand_in_their_json():
     """Those of its bold sentence, by seed too, of the run without a spread order, of the published rule, and from
     scratch, where it says what evidence and what the loss brings at T = 8 as well: from best sampler to best sampler."""
-    (found, _), (whole, _), (scratch, _) = map(claims, ("claim_mdlms", "claim", "claim_scratch"))
+    (found, _), (whole, _), (scratch, _), (small, _) = map(claims, ("claim_D128", "claim", "claim_scratch", "claim_mdlms"))
 
     def told(form, of, digits=1):
         return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
 
-    runs = (found, whole, claims("claim_one_piece")[0])
-    ours, control, soft, soft_control, again, again_control = (
+    runs = (found, whole, small, claims("claim_one_piece")[0])
+    ours, control, soft, soft_control, before, _, again, _ = (
         of["against_best"]["at"]["8"] for run in runs for of in (run, run["controls"]["masked"]))
     (early, late), (early_control, late_control) = ([of["against_best"]["at"][T]["by_seed"] for T in ("16", "32")]
                                                     for of in (found, found["controls"]["masked"]))
@@ -115,11 +116,10 @@ def test_the_readme_s_ratios_stand_in_their_json():
     short, short_scratch = (of["cells"]["dsl/random/4"]["nll"][0] - of["cells"]["mdlm_more/mend-recorded/16"]["nll"][0]
                             for of in (found, scratch))
     said = [told("needs {} times as many (95%: {} to {})", ours), told("evidence {} times ({} to {})", control),
-            f"({short:.2f} with `random`", f"({short_scratch:.2f} with `random`)", f"made {ours['ratio']:.1f} of 1.9",
-            f"more than 8, more than 8 and {early[2]:.1f} times (the control {early_control[0]:.1f}, more than 8, {early_control[2]:.1f})",
-            f"for 32 more than 4 times by each ({late_control[0]:.1f}, more than 4, {late_control[2]:.1f})",
-            told("[says](results/one_piece.md) {} ({} to {}) with 8 calls", again),
-            told("and to the control {} ({} to {}).**", again_control),
+            f"({short:.2f} with `random`", f"({short_scratch:.2f} with `random`)", f"made {before['ratio']:.1f} of 1.9",
+            f"more than 8 times by each seed (the control {early_control[0]:.1f}, more than 8, more than 8)",
+            told("[{} times](results/claim.md#an-mdlm-for-each-seed) ({} to {}) on one", before),
+            told("[{}](results/one_piece.md) ({} to {}) on another.**", again),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
     at = scratch["controls"]["masked"]["against_best"]["at"]
@@ -128,13 +128,13 @@ def test_the_readme_s_ratios_stand_in_their_json():
     said += [told("the control needs {} times as many ({} to {})", at["8"]), f"worth {masked - dsl:.2f} nats at T = 8, the loss "
              f"{mdlm - masked:.2f}", f"eight times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
     assert not [words for words in said if words not in README]
-    assert min(early[0], early[1], early_control[1]) > 8 and min(*late, late_control[1]) > 4
+    assert min(*early, *early_control[1:]) > 8 and min(*late, *late_control) > 4
 
 
 def test_the_readme_s_table_of_trainings_stands_in_their_json():
     """The ratios at T = 8, pooled and by seed, DSL's margins over MDLM's best with four times the calls, and the errors mended."""
     (rows,) = rows_below(README, "| | calls, MDLM | the control | NLL, T = 8 | 16 | 32 | mends, % | MDLM, % |")
-    assert len(rows) == 4
+    assert len(rows) == 5
     for training, *values in rows:
         name = re.search(r"`results/(\w+)\.json`", training)[1]
         found, mends = claims(name)[0], json.loads((ROOT / "results" / f"{name}_correction.json").read_text())["over_seeds"]
@@ -180,9 +180,10 @@ def test_the_summary_s_table_stands_in_its_jsons():
         assert told == [*said, *(value(of["own, masked"]["ece"], 3) for of in own)], name
 
 
-def test_mending_and_calibration_of_the_claim_stand_in_their_jsons():
-    (rows,) = rows_below(RESULTS["claim"], re.search(r"^\| \| random, by lookup \|.*\|$", RESULTS["claim"], re.M)[0])
-    mends, sure = (json.loads((ROOT / "results" / f"claim_mdlms_{of}.json").read_text())["over_seeds"]
+@pytest.mark.parametrize("page, name", [("claim", "claim_mdlms"), ("sphere", "claim_D128")])
+def test_mending_and_calibration_of_the_claim_stand_in_their_jsons(page, name):
+    (rows,) = rows_below(RESULTS[page], re.search(r"^\| \| random, by lookup \|.*\|$", RESULTS[page], re.M)[0])
+    mends, sure = (json.loads((ROOT / "results" / f"{name}_{of}.json").read_text())["over_seeds"]
                    for of in ("correction", "calibration"))
     assert len(rows) == 3
     for who, *values in rows:
@@ -220,6 +221,36 @@ def test_what_more_texts_change_stands_in_the_jsons():
     for curve in ("dsl/mend", "mdlm_more/mend-recorded"):
         for what in ("js_2", "repetition"):
             assert re.sub(r" ± [\d.]+", "", row(curve, what, 3)) in said, (curve, what)
+
+
+def test_what_128_dimensions_change_stands_in_the_jsons():
+    """Ratios and seeds, with more texts too, where errors by texts, MAUVE, 2-grams and repetition stand as well; and how much is mended."""
+    (found, _), (more, _), (before, _), said = *map(claims, ("claim_D128", "claim_D128_more_texts", "claim_one_piece")), RESULTS["sphere"]
+    cells, errors = more["cells"], [c["text_stderr"] for key, c in more["cells"].items() if not key.startswith("ar/")]
+    told = [f"a median of {np.median(errors):.3f}, {sum(x < 0.015 for x in errors)} of {len(errors)} cells are below 0.015, none is above "
+            f"{max(errors):.3f}"]
+    for run, seeds, forms in (
+            (found, 0, ("{} times fewer than the best of MDLM continued (95% by Student's t {} to {})",
+                        "{} times fewer than that of the control ({} to {})")),
+            (more, 3, ("needs {} times as many ({}, {}, {}; {} to {})", "that of the control {} ({}, {}, {}; {} to {})"))):
+        for of, form in zip((run, run["controls"]["masked"]), forms):
+            at = of["against_best"]["at"]["8"]
+            told.append(form.format(*(f"{x:.1f}" for x in (at["ratio"], *at["by_seed"][:seeds], *at["student"]))))
+    for of, form in ((found, "{} times at T = 8 ({} to {})"), (more, "ratio is {} ({} to {})")):
+        at = of["published_against_published"]["at"]["8"]
+        told.append(form.format(*(f"{x:.2f}" for x in (at["ratio"], *at["student"]))))
+    ours, theirs = ([f"{x:.2f}" for x in of["cells"]["dsl/mend/8"]["nll_by_seed"]] for of in (found, before))
+    told.append("{}, {} and {}, with 32 dimensions {}, {} and {};".format(*ours, *theirs))
+    told.append("is at {}, {} and {}".format(*(value(duel["nll"]) for duel in more["duels"][:3])))
+    for curve, what, digits, steps in (("dsl/mend", "mauve", 2, (4, 8, 16, 32, 64)), ("dsl/remdm", "mauve", 2, (4, 8, 16, 32, 64)),
+                                       ("dsl/mend", "js_2", 3, (8, 16, 32, 64)), ("dsl/mend", "repetition", 3, (8, 16, 32, 64))):
+        *values, last = (value(cells[f"{curve}/{T}"][what], digits) for T in steps)
+        told.append(re.sub(r" ± [\d.]+" if digits == 3 else "^$", "", f"{', '.join(values)} and {last}"))
+    mends = json.loads((ROOT / "results" / "claim_D128_correction.json").read_text())["over_seeds"]
+    dsl, mdlm = (next(v for key, v in mends.items() if f"/{model}-" in key)["random"]["evidence"]["at_98"]["fixed"][0]
+                 for model in ("dsl", "mdlm_more"))
+    assert not [words for words in [*told, f"So DSL mends {dsl / mdlm:.1f} times as many"] if words not in said]
+    assert f"DSL mends {dsl / mdlm:.1f} times as many random errors as MDLM continued" in README
 
 
 def test_the_errors_by_texts_alone_are_as_said():
