@@ -63,7 +63,7 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
 # The paper's claim: an MDLM for each of three seeds, the paths that decide it, at the rates and settings of results/claim_spread_tuning.json,
-# and, for DSL, a sphere of D dimensions; of 32 with LONG=1, FROM_SCRATCH=1 and ALL=1, which were run before another was tried.
+# and, for DSL, a sphere of D dimensions; of 32, whatever D, with LONG=1, FROM_SCRATCH=1 and ALL=1, as those were run.
 # On two cores that are fast in bfloat16 the answer to T = 64 stands after 111 minutes, that to T = 256 after 162. On English prose where TEXT
 # names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
 # With LONG=1, in three and a half hours by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With

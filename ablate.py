@@ -40,13 +40,13 @@ class Config:
     calls: tuple[int, ...] = arg((16,), "T of the samples")
     paths: tuple[str, ...] = arg(("posterior", "remdm-cap", "hybrid", "sde"), "paths; of each model those that are tuned for its kind")
     seeds: tuple[int, ...] = arg((0,), "training seeds of the variants; the claim's own models are asked with seed 0")
-    d_embed: int = arg(EARLIER["d_embed"], "D of DSL's sphere, as in the run that left --claim, where a variant does not say another")
     tune: int = arg(0, "steps of the variants' fine-tuning, where they do not say themselves; 0: as the claim's")
     texts: int = arg(200, "texts of each path at each of two temperatures")
     workers: int = arg(0, "processes that sample; 0: one for each core, or one on a GPU")
     claimed: bool = arg(True, "ask the claim's own models as well")
     list: bool = arg(False, "print the variants, and exit")
     mdlm_per_seed = from_scratch = fine_tune_steps = 0  # no flags here: what is fine-tuned goes on from one MDLM, for --tune steps
+    d_embed = 0  # nor this: the claim's, see `claims_of`
 
     def __post_init__(self):
         try:
@@ -197,10 +197,15 @@ SCORES = ("roar", "fixed_at_98", "auc")  # bound in bits per byte, errors mended
 CLAIMED = {"dsl": "dsl-0", "masked": "masked-0", "mdlm_more": "mdlm_more-0", "mdlm": "mdlm"}  # the claim's own models, and their folders
 
 
+def claims_of(cfg, published):
+    """The claim's own trainings, folder -> flags of train.py, with the sphere that its DSL had."""
+    return trainings(cfg, published["learning_rates"], d_embed=(EARLIER | published.get("config", {}))["d_embed"])
+
+
 def plan_of(cfg, variant, published, seed=0):
     """Flags of train.py: those of the claim's DSL model, then the variant's, of which the last one counts."""
     rates, scale = published["learning_rates"], SCALES[cfg.scale]
-    plan = trainings(cfg, rates)
+    plan = claims_of(cfg, published)
     lr = train_args(plan["judge"]).lr
     flags = variant.flags.format(quarter=scale.tune // 4, half=scale.tune // 2, twice=2 * scale.tune, long=4 * scale.tune,
                                  pretrain=scale.pretrain, lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * float(rates["dsl"]),
@@ -211,7 +216,7 @@ def plan_of(cfg, variant, published, seed=0):
 
 def plan_all(cfg, variants, published):
     """Folder -> flags of train.py: the judge, the claim's own models, which are there if reproduce.py has run here, and all `variants`."""
-    claims = trainings(cfg, published["learning_rates"])
+    claims = claims_of(cfg, published)
     start = ["mdlm"] * any("--init_from" not in v.flags for v in variants)  # else from a variant, or from scratch
     asked = ("judge", *start, *cfg.models.values(), *(v.folder(cfg) for v in variants if not v.flags))
     return {name: claims[name] for name in asked} | {
@@ -290,10 +295,8 @@ def published_settings(cfg, variants):
     if other and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
         raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, or fine-tunes by flags of its own, and these variants do "
                       'not: name the --claim of another run, or --no-claimed --only ".*scratch.*"')
-    theirs = EARLIER | published["config"]
-    if any(theirs[name] != getattr(cfg, name) for name in ("data", "scale", "d_embed")):
-        raise Problem(f"{cfg.claim}.json is about --data {theirs['data']} --scale {theirs['scale']} --d_embed {theirs['d_embed']}: use "
-                      "those")
+    if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
+        raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
     if untuned := sorted(set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}):
         raise Problem(f"{cfg.claim}.json lacks settings for {', '.join(untuned)}: leave them out of --paths, or run reproduce.py with them")
     return published

@@ -1,7 +1,7 @@
 """Rerun the paper's claim on a scale that anyone can: an MDLM, fine-tuned in three ways, sampled by many paths at many numbers of steps.
 
     make reproduce                                             # what decides it: three seeds, each with an MDLM of its own; see Makefile
-    python reproduce.py --data english                         # everything: six seeds of one MDLM, every path, T to 256; --list prints it
+    python reproduce.py --data english --d_embed 32            # everything, as results/claim.json: six seeds of one MDLM; --list prints it
     make reproduce LONG=1                                      # with four times the fine-tuning
     make reproduce FROM_SCRATCH=1                              # the three ways from scratch instead, for as many steps as that MDLM
     python reproduce.py --data english --cell dsl/posterior/32 # draw one cell of results/claim.json anew
@@ -70,8 +70,9 @@ def train_one(cfg, name, argv, threads):
     if os.path.exists(path) and mark.exists() and mark.read_text() != begun:
         raise Problem(f"{path} started from another {asked.init_from} than is there now: choose another --out_dir, or delete "
                       f"{cfg.out_dir}/{name}, then run this again")
-    if os.path.exists(path) and (steps := load_checkpoint(path)[1]["config"]["max_steps"]) != asked.max_steps:
-        raise Problem(f"{path} is of a training of {steps:,} steps, not {asked.max_steps:,}: choose another --out_dir")
+    was = load_checkpoint(path)[1]["config"] if os.path.exists(path) else {}
+    if other := [flag for flag in ("max_steps", "d_embed") if was.get(flag, getattr(asked, flag)) != getattr(asked, flag)]:
+        raise Problem(f"{path} was trained with --{other[0]} {was[other[0]]}, not {getattr(asked, other[0])}: choose another --out_dir")
 
     def result():
         ckpt = load_checkpoint(path)[1] if os.path.exists(path) else {"step": 0}

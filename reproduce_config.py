@@ -37,7 +37,7 @@ class Config:
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
     fine_tune_steps: int = arg(0, "steps of the fine-tuning, which then needs --rates; choose another --out_dir. 0: as the scale")
-    d_embed: int = arg(128, "D, dimension of DSL's sphere; the other ways, which see no evidence, never use theirs")
+    d_embed: int = arg(128, "D, dimension of DSL's sphere; the other ways, whose training and sampling use none, keep 32")
     rates: tuple[str, ...] = arg((), "three learning rates, of MDLM continued, the control and DSL; choose another --out_dir. Empty: the "
                                      "best of the scale's, or those of --tuning")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
@@ -187,9 +187,9 @@ def mdlm_of(cfg, seed):
     return f"mdlm-{seed}" if cfg.mdlm_per_seed else "mdlm"
 
 
-def trainings(cfg, best=None, seeds=(0,)):
+def trainings(cfg, best=None, seeds=(0,), d_embed=0):
     """Folder -> flags of train.py, in order: with the learning rates to choose from, on the thrown-away seed, or, once `best` {model: rate}
-    is known, with that and these `seeds`."""
+    is known, with that and these `seeds`; `d_embed` instead of the config's."""
     scale, seeds = SCALES[cfg.scale], seeds if best else (THROWN_AWAY,)
     steps = scale.pretrain if cfg.from_scratch else cfg.fine_tune_steps or scale.tune
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 --d_embed 32 {scale.network}".split()
@@ -203,7 +203,7 @@ def trainings(cfg, best=None, seeds=(0,)):
         for lr in (best[model],) if best else cfg.lrs[model]:
             plan[f"{model}-{seed}" if best else f"{model}-lr{lr}"] = [  # by its MDLM's own seed it would see the same masks again
                 *WAYS[model], "--init_from", start, "--max_steps", str(steps), "--lr", lr, "--seed", str(seed + 100 * cfg.mdlm_per_seed),
-                *(("--d_embed", str(cfg.d_embed)) if model == "dsl" else ())]
+                *(("--d_embed", str(d_embed or cfg.d_embed)) if model == "dsl" or cfg.from_scratch else ())]  # E is drawn before the rest
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
@@ -236,12 +236,13 @@ def as_it_was(cfg, stored):
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    defaults = {flag: getattr(Config, flag) for flag in (*WHICH_MODELS, "d_embed", "paths", "calls", "seeds", "texts")}
-    then = {flag: type(default)(({flag: default} | EARLIER | stored)[flag]) for flag, default in defaults.items()}
-    if other := [flag for flag in (*WHICH_MODELS, "d_embed") if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
+    was, models = EARLIER | stored, (*WHICH_MODELS, "d_embed")
+    defaults = {flag: getattr(Config, flag) for flag in (*models, "paths", "calls", "seeds", "texts")}
+    then = {flag: type(default)(was.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
+    if other := [flag for flag in models if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
         raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the --results "
                       "of such a run")
-    if (there := stored["out_dir"]) != cfg.out_dir and any(then[flag] for flag in WHICH_MODELS):
+    if (there := stored["out_dir"]) != cfg.out_dir and any(then[flag] != getattr(Config, flag) for flag in models):
         raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
     return replace(cfg, **then)
 

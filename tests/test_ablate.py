@@ -131,6 +131,7 @@ def test_ablations_ask_every_variant_the_same(claimed, tmp_path, monkeypatch, ca
     asked = {a.out_dir.split("/")[-1]: a for a in (train_args(command[2:]) for command in ran)}
     models = "dsl_endpoint1", "mdlm_slow"
     assert {name: a.seed for name, a in asked.items()} == {f"{model}-{seed}": seed for model in models for seed in (0, 2)}
+    assert {a.d_embed for a in asked.values()} == {128}  # as the claim that is varied
     assert asked["dsl_endpoint1-2"].endpoint == 1 and asked["mdlm_slow-2"].lr == 2e-3 and set(rows["dsl_endpoint1"]["nll"]) == every
     assert all(set(rows[of]["nll"]) == {"remdm/8", "remdm/16"} and rows[of]["fixed_at_98"] for of in ("mdlm_more", "mdlm", "mdlm_slow"))
     assert set(rows["masked"]["place"]) == every and set(rows["masked"]["ratios"]) == rows.keys() - {"masked"}

@@ -22,9 +22,9 @@ def test_all_models_start_from_scratch_and_see_as_many_texts():
     mdlm = vars(train_args(trainings(parse_args([]))["mdlm"]))
     for seed in cfg.training_seeds:
         ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
-        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "d_embed", "out_dir"}
-        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "d_embed", "out_dir"}
-        assert {name for name in mdlm if mdlm[name] != theirs[name]} <= {"seed", "out_dir"}  # the MDLM that the claim goes on from
+        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
+        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "out_dir"}
+        assert {name for name in mdlm if mdlm[name] != theirs[name]} <= {"seed", "d_embed", "out_dir"}  # the claim's MDLM
     assert len(plan) == 2 + 3 * len(cfg.training_seeds) and len(trainings(cfg)) == 2 + 3
     assert "mdlm" not in {curve.model for curve in cfg.curves}
 
@@ -124,6 +124,8 @@ def test_the_dimension_of_the_sphere_is_of_dsl_alone():
                                                                                         if not name.startswith("dsl-"))}
     before = {key: value for key, value in vars(parse_args([])).items() if key != "d_embed"}
     assert [reproduce_config.as_it_was(parse_args([]), before | now).d_embed for now in ({}, {"d_embed": 48})] == [32, 48]
+    with pytest.raises(Problem, match="say --out_dir out/reproduce"):
+        reproduce_config.as_it_was(parse_args(["--out_dir", "out/x"]), before)
     with pytest.raises(Problem, match="is not of a run with --d_embed 48: leave it out"):
         reproduce_config.as_it_was(parse_args(["--d_embed", "48"]), before)
 
@@ -179,7 +181,9 @@ def test_the_whole_with_a_longer_fine_tuning(toy, tmp_path, capsys):
         reproduce.main(parse_args([*cell, "out/other"]))
     with pytest.raises(Problem, match="is not of a run with --fine_tune_steps 5: leave it out"):
         reproduce.main(parse_args([*cell, "out/long", "--fine_tune_steps", "5", *longer[2:]]))
-    with pytest.raises(Problem, match="ckpt.pt is of a training of 3 steps, not 5: choose another --out_dir"):
+    with pytest.raises(Problem, match="ckpt.pt was trained with --max_steps 3, not 5: choose another --out_dir"):
         reproduce.main(parse_args([*flags, "--fine_tune_steps", "5", *longer[2:], "--tuning", "tuning.json"]))
+    with pytest.raises(Problem, match="dsl-0/ckpt.pt was trained with --d_embed 128, not 8: choose another --out_dir"):
+        reproduce.main(parse_args([*flags, *longer, "--tuning", "tuning.json", "--d_embed", "8"]))
 
     assert_a_tuning_goes_on_where_models_agree(tmp_path, flags, longer, chose, ran)

@@ -118,8 +118,8 @@ def test_the_readme_s_ratios_stand_in_their_json():
     said = [told("needs {} times as many (95%: {} to {})", ours), told("evidence {} times ({} to {})", control),
             f"({short:.2f} with `random`", f"({short_scratch:.2f} with `random`)", f"made {before['ratio']:.1f} of 1.9",
             f"more than 8 times by each seed (the control {early_control[0]:.1f}, more than 8, more than 8)",
-            told("[{} times](results/claim.md#an-mdlm-for-each-seed) ({} to {}) on one", before),
-            told("[{}](results/one_piece.md) ({} to {}) on another.**", again),
+            told("[{} times](results/claim.md#an-mdlm-for-each-seed) ({} to {}).**", before),
+            told("[{}](results/one_piece.md) ({} to {}), which", again),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
     at = scratch["controls"]["masked"]["against_best"]["at"]
