@@ -31,8 +31,8 @@ def test_all_ways_of_going_on_get_the_same_training():
     plan = trainings(cfg, {"mdlm_more": "1e-3", "masked": "4e-3", "dsl": "2e-3"}, cfg.training_seeds)
     for seed in SCALES["cpu"].seeds:
         ours, theirs, control = (vars(train_args(plan[f"{model}-{seed}"])) for model in ("dsl", "mdlm_more", "masked"))
-        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "out_dir"}
-        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "lr", "out_dir"}
+        assert {name for name in ours if ours[name] != theirs[name]} == {"objective", "lr", "d_embed", "out_dir"}
+        assert {name for name in ours if ours[name] != control[name]} == {"endpoint", "lr", "d_embed", "out_dir"}
     for argv in plan.values():
         assert train_args(argv).dataset == "pydocs"
     assert len({argv[argv.index("--out_dir") + 1] for argv in plan.values()}) == len(plan)
