@@ -198,12 +198,13 @@ def trainings(cfg, best=None, seeds=(0,), d_embed=0):
             for seed in seeds if not cfg.from_scratch}
     plan |= {"judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
              "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
+    ours = WAYS if cfg.from_scratch else ("dsl",)  # from scratch all have DSL's sphere: drawn first, its size moves all other weights
     for seed, model in itertools.product(seeds, WAYS):
         start = "scratch" if cfg.from_scratch else f"{cfg.out_dir}/{mdlm_of(cfg, seed)}/ckpt.pt"
         for lr in (best[model],) if best else cfg.lrs[model]:
             plan[f"{model}-{seed}" if best else f"{model}-lr{lr}"] = [  # by its MDLM's own seed it would see the same masks again
                 *WAYS[model], "--init_from", start, "--max_steps", str(steps), "--lr", lr, "--seed", str(seed + 100 * cfg.mdlm_per_seed),
-                *(("--d_embed", str(d_embed or cfg.d_embed)) if model == "dsl" or cfg.from_scratch else ())]  # E is drawn before the rest
+                *(("--d_embed", str(d_embed or cfg.d_embed)) if model in ours else ())]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
@@ -236,9 +237,9 @@ def as_it_was(cfg, stored):
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
         raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
-    was, models = EARLIER | stored, (*WHICH_MODELS, "d_embed")
+    stored, models = EARLIER | stored, (*WHICH_MODELS, "d_embed")
     defaults = {flag: getattr(Config, flag) for flag in (*models, "paths", "calls", "seeds", "texts")}
-    then = {flag: type(default)(was.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
+    then = {flag: type(default)(stored.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
     if other := [flag for flag in models if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
         raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the --results "
                       "of such a run")

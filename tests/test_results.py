@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from pages import MODELS, README, RESULTS, ROOT, claims, rows_below, times, value
+from pages import MODELS, README, RESULTS, ROOT, claims, gain, rows_below, times, value
 from reproduce_config import settings_at
 
 
@@ -241,6 +241,8 @@ def test_what_128_dimensions_change_stands_in_the_jsons():
         told.append(form.format(*(f"{x:.2f}" for x in (at["ratio"], *at["student"]))))
     ours, theirs = ([f"{x:.2f}" for x in of["cells"]["dsl/mend/8"]["nll_by_seed"]] for of in (found, before))
     told.append("{}, {} and {}, with 32 dimensions {}, {} and {};".format(*ours, *theirs))
+    small, large = (of["cells"]["dsl/mend/8"]["nll_by_seed"] for of in (claims("claim_more_texts")[0], more))
+    told.append(f"`mend` is better by {gain(small, large).replace(' (', ' at T = 8 (95% ')}, in each pair")
     told.append("is at {}, {} and {}".format(*(value(duel["nll"]) for duel in more["duels"][:3])))
     for curve, what, digits, steps in (("dsl/mend", "mauve", 2, (4, 8, 16, 32, 64)), ("dsl/remdm", "mauve", 2, (4, 8, 16, 32, 64)),
                                        ("dsl/mend", "js_2", 3, (8, 16, 32, 64)), ("dsl/mend", "repetition", 3, (8, 16, 32, 64))):
