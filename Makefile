@@ -63,7 +63,8 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
 # The paper's claim: an MDLM for each of three seeds, the paths that decide it, at the rates and settings of results/claim_spread_tuning.json,
-# and, for DSL, a sphere of D dimensions; of 32, whatever D, with LONG=1, FROM_SCRATCH=1 and ALL=1, as those were run.
+# and, for DSL, a sphere of D dimensions; of 32, whatever D, with LONG=1, FROM_SCRATCH=1 and ALL=1, as those were run. SEEDS="3 4 5" asks
+# three other trainings, under names of their own.
 # On two cores that are fast in bfloat16 the answer to T = 64 stands after 111 minutes, that to T = 256 after 162. On English prose where TEXT
 # names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
 # With LONG=1, in three and a half hours by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
@@ -72,11 +73,13 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # TEXTS=1020, in four and a half by estimate, draws that many in each cell up to T = 128, not 384 (768 with ALL=1), for errors by texts 0.6
 # times as large (0.9); a run that has ended draws what it lacks. Interrupted, they go on.
 D = 128
+SEEDS = 0 1 2
+AGAIN = $(if $(filter-out 0 1 2,$(SEEDS)),_again)
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch,$(if $(LONG),_long,_D$(D))))
-CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)
-FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch,$(if $(LONG),long,each$(D:128=))))
+CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)$(if $(ALL),,$(AGAIN))
+FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch,$(if $(LONG),long,each$(D:128=)))$(AGAIN))
 COMPARED = $(foreach who,dsl masked mdlm_more,$(FOLDER)/$(who)-[0-9]/ckpt.pt)
 FLAGS =
 FLAGS_D$(D) = --mdlm_per_seed $(SETTLED) soft  # one more of the --paths
@@ -84,7 +87,7 @@ FLAGS_long = --mdlm_per_seed --fine_tune_steps 8000 --rates 1e-3 2e-3 8e-3 --cal
 FLAGS_scratch = --from_scratch $(SETTLED)
 ASKED = --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) --d_embed $(if $(filter _D%,$(KIND)),$(D),32) $(FLAGS$(KIND)) $(if $(TEXTS),--texts $(TEXTS))
 SOONER = --calls 4 8 16 32 64  # first: what takes half of the sampling, T = 128 and more, adds to the same files at the end
-SETTLED = --seeds 0 1 2 --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
+SETTLED = --seeds $(SEEDS) --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
 reproduce: .venv/tested data/$(CORPUS)/meta.json
 	$(BIN)python reproduce.py $(SOONER) $(ASKED)
 	$(BIN)python analyze.py correction --ckpt $(COMPARED) --out $(CLAIM)_correction
