@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN = .venv/bin/
 
 .PHONY: demo test results evaluate reproduce ablations bench bench_gpu clean FORCE
+# An interrupted training or file of texts is gone on with: make shall not delete it.
+.PRECIOUS: out/judge/ckpt.pt out/mdlm/ckpt.pt out/eval/posterior-%.jsonl out/eval/remdm-%.jsonl out/eval/mdlm-%.jsonl
 
 demo: out/demo/ckpt.pt
 	@echo "== 4/4 sampling 32 texts in 32 steps: by MDLM's ancestral sampling for comparison, then by posterior remasking"
@@ -74,13 +76,13 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # times as large (0.9); a run that has ended draws what it lacks. Interrupted, they go on.
 D = 128
 SEEDS = 0 1 2
-AGAIN = $(if $(filter-out 0 1 2,$(SEEDS)),_again)
+AGAIN = $(if $(ALL),,$(if $(filter-out 0 1 2,$(SEEDS)),_again))
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch,$(if $(LONG),_long,_D$(D))))
-CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)$(if $(ALL),,$(AGAIN))
+CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)$(AGAIN)
 FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch,$(if $(LONG),long,each$(D:128=)))$(AGAIN))
-COMPARED = $(foreach who,dsl masked mdlm_more,$(FOLDER)/$(who)-[0-9]/ckpt.pt)
+COMPARED = $(foreach who,dsl masked mdlm_more,$(foreach seed,$(if $(ALL),0 1 2 3 4 5,$(SEEDS)),$(FOLDER)/$(who)-$(seed)/ckpt.pt))
 FLAGS =
 FLAGS_D$(D) = --mdlm_per_seed $(SETTLED) soft  # one more of the --paths
 FLAGS_long = --mdlm_per_seed --fine_tune_steps 8000 --rates 1e-3 2e-3 8e-3 --calls 4 8 16 32 64 $(SETTLED)

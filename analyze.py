@@ -11,6 +11,7 @@ Checkpoints whose trainings differ in --seed alone are told as one, with errors 
 are those that go on from checkpoints in folders that differ in a last digit, out/mdlm-3/ckpt.pt and out/mdlm-4/ckpt.pt.
 """
 
+import collections
 import re
 import time
 from dataclasses import asdict, dataclass
@@ -69,7 +70,7 @@ from runtime import local_device
 def load(cfg):
     """Every checkpoint as a Run, the validation windows (N, L), the dataset's meta, and lists of the names of those whose trainings differ
     in their seed alone. Raises Problem when they do not fit together."""
-    device, loaded, alike = local_device(cfg.device), [], {}
+    device, loaded, alike, twins = local_device(cfg.device), [], {}, collections.Counter()
     for path in cfg.ckpt:
         model, ckpt = load_checkpoint(path, device)
         training = {"objective": "", "dataset": "", "frame_eos": False} | ckpt["config"]
@@ -83,7 +84,9 @@ def load(cfg):
         loaded.append((model, about, must_agree))
         start = re.sub(r"(?<![eE])-\d(/[^/]*)$", r"\1", training.get("init_from", ""))
         but_seed = {name: value for name, value in training.items() if name not in ("seed", "out_dir", "resume")} | {"init_from": start}
-        alike.setdefault(str(but_seed), []).append(len(loaded) - 1)
+        training_but_seed, seed = str(but_seed | {"step": ckpt["step"]}), training.get("seed")
+        alike.setdefault((training_but_seed, twins[training_but_seed, seed]), []).append(len(loaded) - 1)
+        twins[training_but_seed, seed] += 1  # the same seed once more, on two processes, say, is no second seed
         for what, value in must_agree.items():
             if value != loaded[0][2][what]:
                 raise Problem(f"{cfg.ckpt[0]} and {path} differ in {what}, {loaded[0][2][what]} and {value}: "

@@ -13,7 +13,6 @@ a seed that is then thrown away; go on at the best of them with each seed. (2) T
 cell and judge it. (4) Compare: claim.py. Interrupted, the same command goes on.
 """
 
-import json
 import math
 import os
 import shlex
@@ -26,8 +25,8 @@ from pathlib import Path
 
 from config import Problem, run
 from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, TUNED_FOR, WAYS
-from reproduce_config import as_it_was, best_path, beyond, cells, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at, tasks_of
-from reproduce_config import toward, trainings
+from reproduce_config import as_it_was, best_path, beyond, cells, claim_of, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at
+from reproduce_config import tasks_of, toward, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -301,9 +300,7 @@ def claim(cfg, rates, known):
 
 def again(cfg):
     """Draw one cell anew, with other random numbers, and print it beside the published one."""
-    stored = json.loads(Path(f"{cfg.results}.json").read_text())
-    if cfg.cell not in stored["cells"]:
-        raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(stored['cells'])}")
+    stored = claim_of(cfg)
     cfg, (name, T) = as_it_was(cfg, stored["config"]), cfg.cell.rsplit("/", 1)
     plan = trainings(cfg, stored["learning_rates"], cfg.training_seeds)
     wanted = ("judge", "ar") if name == "ar/ar" else ("judge", "mdlm", name.split("/")[0])

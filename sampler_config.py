@@ -74,8 +74,10 @@ class Config:
                 raise ValueError(f"--{name} cannot be negative or infinite")
         if 0 < self.temperature < 1e-3:
             raise ValueError("--temperature must be 0, for the likeliest token, or at least 0.001")
-        if min(self.sde_top, self.correct_snr) <= 0 or self.clean_snr < 0 or max(self.sde_top, self.clean_snr) == float("inf"):
-            raise ValueError("--sde_top and --correct_snr must be positive, --clean_snr 0 or positive; only --correct_snr may be infinite")
+        finite = (self.sde_top, self.clean_snr, *([] if self.correct else [self.correct_snr]))
+        if min(self.sde_top, self.correct_snr) <= 0 or self.clean_snr < 0 or max(finite) == float("inf"):
+            raise ValueError("--sde_top and --correct_snr must be positive, --clean_snr 0 or positive; only --correct_snr may be infinite, "
+                             "with --correct")
         if not 0 <= self.draft <= 1:
             raise ValueError("--draft is a share of the steps, from 0 to 1")
         if self.path == "hybrid" and self.sde_steps >= self.steps:

@@ -217,17 +217,31 @@ def test_every_question_writes_its_json_and_its_figure(cfg, tmp_path, capsys, mo
 def test_training_seeds_of_one_model_are_told_as_one(cfg, tmp_path, capsys):
     for folder, changes in {"x": {"seed": 0}, "z": {"seed": 1}, "y": {"seed": 1, "lr": 1e-3}}.items():
         train.main(replace(cfg, out_dir=f"{cfg.out_dir}/{folder}", **changes))
+    shutil.copytree(f"{cfg.out_dir}/x", f"{cfg.out_dir}/x_once_more")  # seed 0 again, which is no third seed
     for what in ("correction", "calibration", "bounds"):
-        ask_for(what, cfg, "--out", f"{tmp_path}/{what}", "--steps", "8", runs=["x", "z", "y"])
+        runs = ["x", "z", "y"] + ["x_once_more"] * (what == "bounds")
+        ask_for(what, cfg, "--out", f"{tmp_path}/{what}", "--steps", "8", runs=runs)
         found, shown = json.loads((tmp_path / f"{what}.json").read_text()), capsys.readouterr().out
         ((name, mean),), models = found["over_seeds"].items(), [row["result"] for row in found["models"].values()]
         assert name == f"DSL {cfg.out_dir}/x/ckpt.pt" and f"{cfg.out_dir}/z" not in shown.split("on cpu")[1] and "seeds" in shown
         pick = {"correction": lambda r: r["random"]["evidence"]["auc"], "calibration": lambda r: r["own, masked"]["ece"],
                 "bounds": lambda r: r["roar"]}[what]
-        (a, _), (b, _), _ = map(pick, models)
+        (a, _), (b, _), *_ = map(pick, models)
         assert a != b and pick(mean) == pytest.approx([(a + b) / 2, abs(a - b) / 2])  # of two, sd / sqrt(2) is half their distance
         curves = ["curve" in json.dumps(m) or "reliability" in json.dumps(m) for m in models]
         assert what == "bounds" or curves == [True, False, True]
+
+
+def test_two_steps_of_one_training_are_not_two_seeds(cfg):
+    early, late = (replace(cfg, max_steps=steps, out_dir=f"{cfg.out_dir}/{steps}") for steps in (1, 2))
+    for each in (early, late):
+        train.main(each)
+    ckpts = [f"{each.out_dir}/ckpt.pt" for each in (early, late)]
+    ckpt = torch.load(ckpts[1], weights_only=True)
+    ckpt["config"] = torch.load(ckpts[0], weights_only=True)["config"] | {"seed": 1}  # all alike but seed and step
+    torch.save(ckpt, ckpts[1])
+    *_, alike = analyze.load(analyze.parse_args(["bounds", "--ckpt", *ckpts, "--data_dir", cfg.data_dir, "--num_windows", "250"]))
+    assert [len(seeds) for seeds in alike] == [1, 1]
 
 
 def test_seeds_that_go_on_from_checkpoints_of_several_seeds_are_told_as_one(cfg):

@@ -47,6 +47,10 @@ def test_the_readme_holds_commands():
     assert sorted(re.findall("--mdlm_per_seed|--from_scratch|--fine_tune_steps|--texts", flags) for flags in sooner) == [
         [], ["--from_scratch"], *3 * [["--mdlm_per_seed"]], ["--mdlm_per_seed", "--fine_tune_steps"], ["--mdlm_per_seed", "--texts"]]
     dimensions = {re.search(r"--results results/claim(\w*)", flags)[1]: re.search(r"--d_embed (\d+)", flags)[1] for flags in sooner}
+    for script, flags in found:
+        if script == "analyze.py" and (run := re.search(r"--out results/claim_D128(_again)?_c", flags)):  # of the seeds asked for
+            seeds = "345" if run[1] else "012"
+            assert sorted(re.findall(r"/(\w+-\d)/ckpt", flags)) == [f"{who}-{n}" for who in ("dsl", "masked", "mdlm_more") for n in seeds]
     of_32, of_128 = ("", "_scratch", "_long", "_D32"), ("_D128", "_D128_again")
     assert dimensions == dict.fromkeys(of_32, "32") | dict.fromkeys(of_128, "128")  # as their jsons were made
 

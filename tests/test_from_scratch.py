@@ -82,6 +82,9 @@ def test_the_whole_from_scratch(toy, tmp_path, capsys):
     assert "dsl/remdm/4: NLL at the data's entropy" in capsys.readouterr().out
     with pytest.raises(Problem, match="say --out_dir out/scratch"):
         reproduce.main(parse_args([*cell, "out/other"]))
+    for broken in ("scratch_training", "scratch_tuning", "none"):
+        with pytest.raises(Problem, match=f"results/{broken}.json holds no claim"):
+            reproduce.main(parse_args([*cell, "out/scratch", "--results", f"results/{broken}"]))
     with pytest.raises(Problem, match="is not of a run with --mdlm_per_seed True: leave it out"):
         reproduce.main(parse_args([*cell, "out/scratch", "--mdlm_per_seed"]))
 

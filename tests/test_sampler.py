@@ -192,8 +192,8 @@ def test_a_path_of_ones_own():
 
 @pytest.mark.parametrize("flags", [
     "--steps 0", "--top_p 0", "--top_p 1.5", "--num_samples 0", "--path nowhere", "--eta 2", "--steps x", "--infill whole",
-    "--correct a --out b", "--prompt a --correct b", "--path hybrid --sde_steps 32", "--correct_snr 0", "--infill a[MASK*0]",
-    "--infill [MASK*9999999999]", "--temperature nan", "--temperature 1e-310"])
+    "--correct a --out b", "--prompt a --correct b", "--path hybrid --sde_steps 32", "--correct_snr 0", "--correct_snr inf",
+    "--infill a[MASK*0]", "--infill [MASK*9999999999]", "--temperature nan", "--temperature 1e-310"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         parse_args(flags.split())
