@@ -252,12 +252,16 @@ def prepare(cfg, device):
 
 def peaks(cfg):
     """`memory` at 8 x L tokens, of DSL's loss for `train` and of the cross-entropy in all WAYS for `head`, each in a process of its own, as
-    a peak never falls -> {name: GiB}."""
+    a peak never falls -> {name: GiB, nan where that took more than there is}."""
     flags = [f"--{name}={getattr(cfg, name)}" for name in ("vocab_size", "length", "d_model", "n_head", "d_embed", "endpoint", "dtype",
                                                             "device")]
     command = [sys.executable, __file__, "memory", "--batch_size", "8", *flags, *["--loss"] * (cfg.what == "train")]
-    return {way: float(subprocess.run([*command, "--way", way], check=True, capture_output=True, text=True).stdout.split()[-1])
+    done = {way: subprocess.run([*command, "--way", way], capture_output=True, text=True)
             for way in (WAYS if cfg.what == "head" else ("ours", "obvious"))}
+    for way, child in done.items():
+        if child.returncode:
+            print(f"{way}: no peak, {(child.stderr.splitlines() or ['killed, by the system if memory ran out'])[-1]}", flush=True)
+    return {way: math.nan if child.returncode else float(child.stdout.split()[-1]) for way, child in done.items()}
 
 
 def show(cfg, times, ratio, held, shares):

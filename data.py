@@ -1,6 +1,6 @@
 """Token files and what reads them: the three tokenizers, `data/NAME/{train,val}.bin` with their meta.json, and the order of windows.
 
-A token file is a flat array of uint16 ids, documents one after another, each closed by EOS. L is always a length in tokens.
+A token file is a flat array of uint16 ids, documents one after another, each closed by EOS, where there is one. L is a length in tokens.
 """
 
 import functools

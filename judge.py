@@ -66,9 +66,9 @@ def load_judge(name, device):
     try:
         tok = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # transformers has many, safetensors one of its own for a file that is cut off
         raise Problem(f"cannot load the judge {name!r}: go online once, or name a folder that transformers wrote, or an AR checkpoint "
-                      f"of ours (.pt). {type(error).__name__}: {str(error).splitlines()[0]}") from None
+                      f"of ours (.pt). {type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from None
     body, head = model.base_model, model.get_output_embeddings()
     context, eos = min(1024, getattr(model.config, "max_position_embeddings", 1024)), -1 if tok.eos_token_id is None else tok.eos_token_id
 

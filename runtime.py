@@ -157,7 +157,7 @@ def memory_in_use(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)  # bytes on macOS, else KiB
 
 
 def memory_estimate(config, sequences):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -129,6 +130,12 @@ def test_a_transformers_judge_gives_that_packages_own_loss_and_features(gpt2):
         assert n == len(x) - 1
         torch.testing.assert_close(total / n, out.loss.double(), rtol=1e-6, atol=0)
         torch.testing.assert_close(feature, out.hidden_states[-1][0, -1])
+
+
+def test_a_transformers_judge_that_was_cut_off_is_a_problem(gpt2):
+    os.truncate(f"{gpt2}/model.safetensors", 1000)
+    with pytest.raises(Problem, match="cannot load the judge"):
+        load_judge(gpt2, CPU)
 
 
 def test_the_transformers_path_end_to_end(cfg, gpt2, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """What is fast against what is plain: the same values, the same gradients, fewer numbers at a time."""
 
 import json
+import math
 import shutil
+import subprocess
 from dataclasses import replace
 from functools import partial
 
@@ -230,6 +232,12 @@ def test_a_profile_names_what_takes_the_time():
     a, b = torch.randn(500, 500), torch.randn(10)
     share = stopwatch.profile(stopwatch.Step(lambda i: (a @ a, b + b)), torch.device("cpu"))
     assert next(iter(share)) == "aten::mm" and share["aten::mm"] > 0.5 and sum(share.values()) <= 1 + 1e-9
+
+
+def test_a_peak_that_memory_does_not_allow_is_nan(monkeypatch, capsys):
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", ""))
+    assert all(map(math.isnan, bench.peaks(bench.parse_args(["head"])).values()))
+    assert capsys.readouterr().out.count("no peak, killed") == len(bench.WAYS)
 
 
 @pytest.mark.parametrize("what, vs", [("sample", "top_p=1"), ("train", "attention=math"), ("head", "endpoint=1"), ("prepare", "workers=1")])

@@ -1,4 +1,4 @@
-"""The training loop: it learns the exact posterior, resumes to the bit, and stops in time."""
+"""Training: the loss teaches a small network the exact posterior; the loop resumes to the bit, and stops in time."""
 
 import contextlib
 import json
