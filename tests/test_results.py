@@ -2,11 +2,13 @@
 occurs in one of them."""
 
 import json
+import math
 import re
 
 import numpy as np
 import pytest
 
+import claim
 from pages import MODELS, README, RESULTS, ROOT, claims, gain, rows_below, times, value
 from reproduce_config import settings_at
 
@@ -45,9 +47,10 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
 @pytest.mark.parametrize("name, text, head", [("claim", RESULTS["one_mdlm"], "path"), ("claim_float32", RESULTS["earlier"], "path"),
                                               ("claim_mdlms", RESULTS["claim"], "path"), ("claim_one_piece", RESULTS["one_piece"], "path"),
                                               ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
-                                              ("claim_D128", RESULTS["sphere"], "path"), ("claim_D128", README, "sampler")])
+                                              ("claim_D128", RESULTS["sphere"], "path"), ("claim_D128", README, "sampler"),
+                                              ("claim_D128_again", RESULTS["again"], "path")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
-    """All rows of the tables of the claim, of one MDLM, in float32, from scratch, of longer fine-tuning, and README's."""
+    """All rows of the tables of the claim, of one MDLM, in float32, from scratch, of longer fine-tuning, of other seeds, and README's."""
     found, columns = claims(name)
     rows, *_ = rows_below(text, f"| model, {head} | {columns}")
     assert len(rows) > 5 and (text is README or len(rows) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"}))
@@ -66,9 +69,9 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    pages = said + RESULTS["claim"] + RESULTS["one_piece"] + RESULTS["sphere"] + RESULTS["scratch"] + RESULTS["budgets"]
+    pages = said + "".join(RESULTS[page] for page in ("claim", "one_piece", "sphere", "again", "scratch", "budgets"))
     tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE | of all texts |"))
-    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_D128", "claim_scratch", "claim_long")
+    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again", "claim_scratch", "claim_long")
     duels = [(claims(name)[0]["cells"], *pair) for name, rows in zip(runs, tables, strict=True)
              for pair in zip(claims(name)[0]["duels"], rows, strict=True)]
     for cells, duel, (at, against, calls, nll, every, js, mauve, of_all) in duels:
@@ -108,18 +111,18 @@ def test_the_readme_s_ratios_stand_in_their_json():
         return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
 
     runs = (found, whole, small, claims("claim_one_piece")[0])
-    ours, control, soft, soft_control, before, _, again, _ = (
+    ours, _, soft, soft_control, before, _, again, _ = (
         of["against_best"]["at"]["8"] for run in runs for of in (run, run["controls"]["masked"]))
     (early, late), (early_control, late_control) = ([of["against_best"]["at"][T]["by_seed"] for T in ("16", "32")]
                                                     for of in (found, found["controls"]["masked"]))
     rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
     short, short_scratch = (of["cells"]["dsl/random/4"]["nll"][0] - of["cells"]["mdlm_more/mend-recorded/16"]["nll"][0]
                             for of in (found, scratch))
-    said = [told("needs {} times as many (95%: {} to {})", ours), told("evidence {} times ({} to {})", control),
-            f"({short:.2f} with `random`", f"({short_scratch:.2f} with `random`)", f"made {before['ratio']:.1f} of 1.9",
-            f"more than 8 times by each seed (the control {early_control[0]:.1f}, more than 8, more than 8)",
+    said = [told("[{} times](results/sphere.md) ({} to {}), with", ours), f"({short:.2f} with `random`",
+            f"({short_scratch:.2f} with `random`)", f"made {before['ratio']:.1f} of 1.9",
+            f"8 times by each of three seeds (the control {early_control[0]:.1f}, more than 8, more than 8), at least 4 by the others",
             told("[{} times](results/claim.md#an-mdlm-for-each-seed) ({} to {}).**", before),
-            told("[{}](results/one_piece.md) ({} to {}), which", again),
+            told("[{}](results/one_piece.md) ({} to {}) from", again),
             told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
             told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
     at = scratch["controls"]["masked"]["against_best"]["at"]
@@ -134,7 +137,7 @@ def test_the_readme_s_ratios_stand_in_their_json():
 def test_the_readme_s_table_of_trainings_stands_in_their_json():
     """The ratios at T = 8, pooled and by seed, DSL's margins over MDLM's best with four times the calls, and the errors mended."""
     (rows,) = rows_below(README, "| | calls, MDLM | the control | NLL, T = 8 | 16 | 32 | mends, % | MDLM, % |")
-    assert len(rows) == 5
+    assert len(rows) == 6
     for training, *values in rows:
         name = re.search(r"`results/(\w+)\.json`", training)[1]
         found, mends = claims(name)[0], json.loads((ROOT / "results" / f"{name}_correction.json").read_text())["over_seeds"]
@@ -146,12 +149,13 @@ def test_the_readme_s_table_of_trainings_stands_in_their_json():
                           *(margins.get(T, "-") for T in ("8", "16", "32")), *(value([100 * x for x in pair], 1) for pair in fixed)], name
 
 
-def test_the_times_of_the_run_in_one_piece_stand_in_their_json():
-    ends = json.loads((ROOT / "results" / "claim_one_piece_times.json").read_text())["ends"]
-    (rows,) = rows_below(RESULTS["one_piece"], "| stage | minutes | in all |")
-    begins = [0, *ends.values()]
-    assert [row[1:] for row in rows] == [[f"{(end - begin) / 60:.0f}", f"{end / 60:.0f}"] for begin, end in zip(begins, ends.values())]
-    assert f"takes {ends['calibration'] / 60:.0f} minutes" in README and f"and {begins[-1] / 60:.0f} in all" in README
+def test_the_times_of_the_runs_in_one_piece_stand_in_their_json():
+    for page, name, told in (("one_piece", "claim_one_piece", "takes {:.0f} minutes"), ("again", "claim_D128_again", "took {:.0f}")):
+        ends = json.loads((ROOT / "results" / f"{name}_times.json").read_text())["ends"]
+        (rows,) = rows_below(RESULTS[page], "| stage | minutes | in all |")
+        begins = [0, *ends.values()]
+        assert [row[1:] for row in rows] == [[f"{(end - begin) / 60:.0f}", f"{end / 60:.0f}"] for begin, end in zip(begins, ends.values())]
+        assert told.format(ends["calibration"] / 60) in README and (page == "again" or f"and {begins[-1] / 60:.0f} in all" in README)
 
 
 def test_the_summary_s_table_stands_in_its_jsons():
@@ -180,7 +184,7 @@ def test_the_summary_s_table_stands_in_its_jsons():
         assert told == [*said, *(value(of["own, masked"]["ece"], 3) for of in own)], name
 
 
-@pytest.mark.parametrize("page, name", [("claim", "claim_mdlms"), ("sphere", "claim_D128")])
+@pytest.mark.parametrize("page, name", [("claim", "claim_mdlms"), ("sphere", "claim_D128"), ("again", "claim_D128_again")])
 def test_mending_and_calibration_of_the_claim_stand_in_their_jsons(page, name):
     (rows,) = rows_below(RESULTS[page], re.search(r"^\| \| random, by lookup \|.*\|$", RESULTS[page], re.M)[0])
     mends, sure = (json.loads((ROOT / "results" / f"{name}_{of}.json").read_text())["over_seeds"]
@@ -253,6 +257,33 @@ def test_what_128_dimensions_change_stands_in_the_jsons():
                  for model in ("dsl", "mdlm_more"))
     assert not [words for words in [*told, f"So DSL mends {dsl / mdlm:.1f} times as many"] if words not in said]
     assert f"DSL mends {dsl / mdlm:.1f} times as many random errors as MDLM continued" in README
+
+
+def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
+    """Ratios of the three other seeds, in README too; and of all six, with their margins at T = 4, 8 and 16, by Student's t."""
+    runs, told, headline = [claims(name)[0] for name in ("claim_D128", "claim_D128_again")], [], []
+
+    def of_six(ratios, digits):
+        middle, half = claim.difference(np.log([x for at in ratios for x in at["by_seed"]]), np.zeros(6), paired=True)
+        return [f"{math.exp(x):.{digits}f}" for x in (middle, middle - half, middle + half)]
+
+    def both(of, form, of_all, first):
+        best, rule = ([run[which]["at"]["8"] for run in of] for which in ("against_best", "published_against_published"))
+        told.append(form.format(*(f"{x:.1f}" for x in (best[1]["ratio"], *best[1]["by_seed"], *best[1]["student"]))))
+        told.extend([of_all.format(*of_six(best, 1)), "{} ({} to {})".format(*of_six(rule, 2))])
+        headline.append(first.format(*of_six(best, 1)))
+
+    both(runs, "needs {} times as many ({}, {}, {} by seed; 95% by Student's t {} to {})", "have {} (95%: {} to {})",
+         "needs {} times as many (95%: {} to {}, six MDLMs)")
+    both([run["controls"]["masked"] for run in runs], "that of the control {} ({}, {}, {}; {} to {})", "to the control, {} ({} to {})",
+         "evidence {} times ({} to {})")
+    for of_remdm, T in ((False, 4), (False, 8), (False, 16), (True, 4), (True, 8)):
+        duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and ("/remdm/" in d["other"]) == of_remdm) for run in runs]
+        told.append(gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other"))))
+    at = runs[1]["against_best"]["at"]["8"]
+    headline.append("nothing was chosen, {:.1f} times ({:.1f} to {:.1f})".format(at["ratio"], *at["student"]))
+    assert round(min(runs[1]["against_best"]["at"]["16"]["by_seed"]), 1) == 4  # with 64 calls, as many as were asked for
+    assert not [words for words in told if words not in RESULTS["again"]] + [words for words in headline if words not in README]
 
 
 def test_the_errors_by_texts_alone_are_as_said():
