@@ -273,7 +273,7 @@ def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
         told.extend([of_all.format(*of_six(best, 1)), "{} ({} to {})".format(*of_six(rule, 2))])
         headline.append(first.format(*of_six(best, 1)))
 
-    both(runs, "needs {} times as many ({}, {}, {} by seed; 95% by Student's t {} to {})", "have {} (95%: {} to {})",
+    both(runs, "needs {} times as many ({}, {}, {} by seed; 95% by Student's t {} to {})", "have {} (95%: {} to {}) and",
          "needs {} times as many (95%: {} to {}, six MDLMs)")
     both([run["controls"]["masked"] for run in runs], "that of the control {} ({}, {}, {}; {} to {})", "to the control, {} ({} to {})",
          "evidence {} times ({} to {})")
