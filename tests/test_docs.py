@@ -7,8 +7,10 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,21 @@ def test_the_readme_holds_commands():
 @pytest.mark.parametrize("script, flags", sorted(set(commands())))
 def test_readme_command_parses(script, flags):
     assert importlib.import_module(script[:-3]).parse_args(shlex.split(flags))  # a bad flag would be a SystemExit
+
+
+def test_an_interrupted_make_keeps_the_texts_that_are_there(tmp_path):
+    """make deletes what it was making when a signal comes, unless told not to."""
+    texts, python = tmp_path / "out/eval/remdm-1.jsonl", tmp_path / "python"
+    texts.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho one > {texts}\nsleep 60\n")
+    python.chmod(0o755)
+    plain = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    make = subprocess.Popen(["make", "-f", ROOT / "Makefile", "-o", "out/demo/ckpt.pt", f"BIN={tmp_path}/", "out/eval/remdm-1.jsonl"],
+                            cwd=tmp_path, env=plain, start_new_session=True)
+    while make.poll() is None and not (texts.exists() and texts.read_text()):
+        time.sleep(0.05)
+    os.killpg(make.pid, signal.SIGTERM)
+    assert make.wait(30) != 0 and texts.read_text() == "one\n"
 
 
 def test_readme_s_batches_divide_among_its_processes():
