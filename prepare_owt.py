@@ -1,4 +1,4 @@
-"""Text -> token files: OUT_DIR/NAME/{train,val}.bin (flat uint16 ids, each document closed by EOS, but of text8) and meta.json.
+"""Text -> token files: OUT_DIR/NAME/{train,val}.bin (flat uint16 ids, each document closed by EOS, except in text8) and meta.json.
 
   python prepare_owt.py --dataset pydocs                        the corpus that every Python carries: 2 MB, seconds, no download
   python prepare_owt.py --text notes/ book.txt.gz --name mine   your own .txt, .md and .jsonl files, .gz and .xz included
