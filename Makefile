@@ -65,8 +65,8 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 	$(BIN)python sampler.py --ckpt out/mdlm/ckpt.pt --path remdm --temperature $* --out $@ $(SWEEP)
 
 # The paper's claim: an MDLM for each of three seeds, the paths that decide it, at the rates and settings of results/claim_spread_tuning.json,
-# and, for DSL, a sphere of D dimensions; of 32, whatever D, with LONG=1, FROM_SCRATCH=1 and ALL=1, as those were run. SEEDS="3 4 5" asks
-# three other trainings, under names of their own.
+# and, for DSL, a sphere of D dimensions; of 32, whatever D, with LONG=1 and ALL=1, as those were run. SEEDS="3 4 5" asks three other
+# trainings, under names of their own.
 # On two cores that are fast in bfloat16 the answer to T = 64 stands after 111 minutes, that to T = 256 after 162. On English prose where TEXT
 # names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
 # With LONG=1, in three and a half hours by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
@@ -79,15 +79,15 @@ SEEDS = 0 1 2
 AGAIN = $(if $(ALL),,$(if $(filter-out 0 1 2,$(SEEDS)),_again))
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
-KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch,$(if $(LONG),_long,_D$(D))))
+KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch_D$(D),$(if $(LONG),_long,_D$(D))))
 CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)$(AGAIN)
-FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch,$(if $(LONG),long,each$(D:128=)))$(AGAIN))
+FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch$(D:128=),$(if $(LONG),long,each$(D:128=)))$(AGAIN))
 COMPARED = $(foreach who,dsl masked mdlm_more,$(foreach seed,$(if $(ALL),0 1 2 3 4 5,$(SEEDS)),$(FOLDER)/$(who)-$(seed)/ckpt.pt))
 FLAGS =
 FLAGS_D$(D) = --mdlm_per_seed $(SETTLED) soft  # one more of the --paths
 FLAGS_long = --mdlm_per_seed --fine_tune_steps 8000 --rates 1e-3 2e-3 8e-3 --calls 4 8 16 32 64 $(SETTLED)
-FLAGS_scratch = --from_scratch $(SETTLED)
-ASKED = --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) --d_embed $(if $(filter _D%,$(KIND)),$(D),32) $(FLAGS$(KIND)) $(if $(TEXTS),--texts $(TEXTS))
+FLAGS_scratch_D$(D) = --from_scratch $(SETTLED)
+ASKED = --data $(CORPUS) --out_dir $(FOLDER) --results $(CLAIM) --d_embed $(if $(findstring _D,$(KIND)),$(D),32) $(FLAGS$(KIND)) $(if $(TEXTS),--texts $(TEXTS))
 SOONER = --calls 4 8 16 32 64  # first: what takes half of the sampling, T = 128 and more, adds to the same files at the end
 SETTLED = --seeds $(SEEDS) --tuning results/claim_spread_tuning.json --paths remdm recorded random mend mend-recorded
 reproduce: .venv/tested data/$(CORPUS)/meta.json

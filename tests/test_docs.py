@@ -53,7 +53,7 @@ def test_the_readme_holds_commands():
         if script == "analyze.py" and (run := re.search(r"--out results/claim_D128(_again)?_c", flags)):  # of the seeds asked for
             seeds = "345" if run[1] else "012"
             assert sorted(re.findall(r"/(\w+-\d)/ckpt", flags)) == [f"{who}-{n}" for who in ("dsl", "masked", "mdlm_more") for n in seeds]
-    of_32, of_128 = ("", "_scratch", "_long", "_D32"), ("_D128", "_D128_again")
+    of_32, of_128 = ("", "_long", "_D32"), ("_D128", "_D128_again", "_scratch_D128")
     assert dimensions == dict.fromkeys(of_32, "32") | dict.fromkeys(of_128, "128")  # as their jsons were made
 
 
