@@ -285,18 +285,19 @@ def ratios(cfg, mine, theirs):
 
 
 def published_settings(cfg, variants):
-    """The json of the claim. Raises Problem where it is missing, of another kind, or lacks settings."""
+    """The json of the claim. Raises Problem where it is missing, no claim, of another kind, or lacks settings."""
     try:
         with open(f"{cfg.claim}.json") as f:
             published = json.load(f)
-    except FileNotFoundError:
-        raise Problem(f"no {cfg.claim}.json: run reproduce.py first, whose settings are varied here") from None
-    other = any(published["config"].get(flag) for flag in WHICH_MODELS)
+        config, *_ = (published[key] for key in ("config", "tuning", "learning_rates"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{cfg.claim}.json holds no claim ({error}): run reproduce.py first, whose settings are varied here") from None
+    other = any(config.get(flag) for flag in WHICH_MODELS)
     if other and (cfg.claimed or any("--init_from" not in v.flags for v in variants)):
         raise Problem(f"{cfg.claim}.json has an MDLM for each seed, or none, or fine-tunes by flags of its own, and these variants do "
                       'not: name the --claim of another run, or --no-claimed --only ".*scratch.*"')
-    if any(published["config"][name] != getattr(cfg, name) for name in ("data", "scale")):
-        raise Problem(f"{cfg.claim}.json is about --data {published['config']['data']} --scale {published['config']['scale']}: use those")
+    if any(config[name] != getattr(cfg, name) for name in ("data", "scale")):
+        raise Problem(f"{cfg.claim}.json is about --data {config['data']} --scale {config['scale']}: use those")
     if untuned := sorted(set(cfg.paths) - {name.split("/")[1] for name in published["tuning"]}):
         raise Problem(f"{cfg.claim}.json lacks settings for {', '.join(untuned)}: leave them out of --paths, or run reproduce.py with them")
     return published

@@ -141,7 +141,8 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
 
 def describe(c, target, references, of_references):
     """The numbers of one cell -> dict, every column of eval_mauve.py's table among them. Where `place` is outside of 0 to 1 its NLL is
-    extrapolated. [value, error]: of mauve over k-means seeds, of n-gram JS by jackknife, else over texts. All but nll_by_seed are of all
+    extrapolated. [value, error]: of mauve over k-means seeds, of n-gram JS by jackknife, else over texts, up to 1.4 times
+    too small, as those of an index share random numbers at both temperatures and are taken for independent. All but nll_by_seed are of all
     its texts as they are, at a mean entropy that is near the target and stands beside them."""
     areas, perplexity = mauve(c["features"], of_references, range(3)), math.exp(c["nll"].mean())
     texts, real = ([{"ids": ids.tolist()} for ids in some] for some in (c["texts"], references))

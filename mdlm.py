@@ -160,8 +160,8 @@ def read_mdlm(source):
         raise Problem(f"{path} is not a readable Lightning checkpoint (it should hold a state_dict): fetch it again") from None
     names = [k for k in state if k.startswith("backbone.") and not k.endswith("inv_freq")]
     if isinstance(ckpt.get("ema"), dict):  # MDLM averages the parameters of backbone and noise, in order, and evaluates with that
-        average = ckpt["ema"]["shadow_params"]
-        if [p.shape for p in average[: len(names)]] != [state[name].shape for name in names]:
+        average = list(ckpt["ema"].get("shadow_params", ()))
+        if [getattr(p, "shape", None) for p in average[: len(names)]] != [state[name].shape for name in names]:
             raise Problem(f"{path} has averaged weights that do not line up with its own: it is not one of MDLM's")
         state.update(zip(names, average))
     return state

@@ -163,6 +163,8 @@ def sample_all(cfg, tasks, what):
             for job in concurrent.futures.as_completed(jobs):
                 job.result()
                 bar.update(jobs[job])
+        except concurrent.futures.BrokenExecutor:
+            raise Problem("a sampling process died, perhaps for want of memory: run the same command again, with fewer --workers") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)  # or all the others would be done first
             raise

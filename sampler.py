@@ -263,7 +263,8 @@ def main(cfg):
         rows = writer.finish(cfg.num_samples)
         print(f"saved {cfg.out}" if rows else f"{cfg.out} is not complete yet: other processes are still at work")
     if cfg.report and rows:
-        report(cfg, rows, ckpt)
+        with writer.locked() if cfg.out else contextlib.nullcontext():  # several processes may find the texts complete
+            report(cfg, rows, ckpt)
 
 
 def report(cfg, rows, ckpt):

@@ -193,16 +193,13 @@ def start(cfg, rank, world, device):
 
 
 def save(cfg, run, step, scores):
-    """Write out_dir/ckpt.pt atomically; with --keep k also keep the last k as ckpt-STEP.pt, the newest being the same file."""
-    path = Path(cfg.out_dir) / "ckpt.pt"
-    save_checkpoint(path, run.model, ema=run.ema.state_dict(), optimizer=run.optimizer.state_dict(), step=step, config=asdict(cfg),
-                    tokenizer=run.meta["tokenizer"], data=run.meta["train"].get("sha256"), validation=scores, **provenance())
-    if cfg.keep > 1:
-        named = path.with_name(f"ckpt-{step:08d}.pt")
-        named.unlink(missing_ok=True)
-        os.link(path, named)
-        by_age = sorted(path.parent.glob("ckpt-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))  # an abandoned run's may have later steps
-        for old in by_age[: -cfg.keep]:
+    """Write out_dir/ckpt.pt atomically; with --keep k also keep the last k as ckpt-STEP.pt."""
+    for name in ("ckpt.pt", f"ckpt-{step:08d}.pt")[: min(cfg.keep, 2)]:  # twice, as not every disk knows links
+        save_checkpoint(Path(cfg.out_dir) / name, run.model, ema=run.ema.state_dict(), optimizer=run.optimizer.state_dict(), step=step,
+                        config=asdict(cfg), tokenizer=run.meta["tokenizer"], data=run.meta["train"].get("sha256"), validation=scores,
+                        **provenance())
+    if cfg.keep > 1:  # the oldest go; an abandoned run's may have later steps
+        for old in sorted(Path(cfg.out_dir).glob("ckpt-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))[: -cfg.keep]:
             old.unlink()
 
 

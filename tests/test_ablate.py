@@ -99,15 +99,15 @@ def test_mdlms_mend_by_lookup_and_the_others_by_evidence(tmp_path, monkeypatch):
 def test_a_claim_of_several_mdlms_is_for_models_from_scratch_alone(tmp_path):
     asked = [], ["--no-claimed"], ["--only", "scratch"]
     for start, flags in itertools.product(({"mdlm_per_seed": True}, {"fine_tune_steps": 8000}), asked):
-        (tmp_path / "each.json").write_text(json.dumps({"config": start}))
+        (tmp_path / "each.json").write_text(json.dumps({"config": start, "tuning": {}, "learning_rates": {}}))
         with pytest.raises(Problem, match="has an MDLM for each seed"):
             ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", *flags]))
+    each = {"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, "learning_rates": {}}
     with pytest.raises(Problem, match="lacks settings for mend"):  # what starts from scratch goes on from none
-        (tmp_path / "each.json").write_text(json.dumps({"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, "tuning": {}}))
+        (tmp_path / "each.json").write_text(json.dumps(each | {"tuning": {}}))
         ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", "--no-claimed", "--only", "scratch", "--paths", "mend"]))
-    each = {"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, "tuning": {"mdlm_more/mend-recorded": []}}
     with pytest.raises(Problem, match="has settings for none of these models by --paths mend-recorded"):
-        (tmp_path / "each.json").write_text(json.dumps(each))
+        (tmp_path / "each.json").write_text(json.dumps(each | {"tuning": {"mdlm_more/mend-recorded": []}}))
         ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", "--no-claimed", "--only", "scratch", "--paths", "mend-recorded"]))
 
 
@@ -119,8 +119,9 @@ def test_ablations_ask_every_variant_the_same(claimed, tmp_path, monkeypatch, ca
     monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
     analyse = ablate.analyze.main
     monkeypatch.setattr(ablate.analyze, "main", lambda asked: analyse(replace(asked, num_windows=20)))
-    with pytest.raises(Problem, match="run reproduce.py first"):
-        ablate.main(ablate.parse_args(["--data", "toy", "--claim", "results/none"]))
+    for other in ("none", "claim_training"):
+        with pytest.raises(Problem, match=f"{other}.json holds no claim .*run reproduce.py first"):
+            ablate.main(ablate.parse_args(["--data", "toy", "--claim", f"results/{other}"]))
     with pytest.raises(Problem, match="lacks settings for hybrid: leave them out"):
         ablate.main(ablate.parse_args("--data toy --paths posterior hybrid".split()))
     ablate.main(ablate.parse_args("--data toy --texts 4 --workers 1 --seeds 0 2 --calls 8 16 --paths posterior remdm".split()))

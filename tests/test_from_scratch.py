@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from train_config import parse_args as train_args
 
 import reproduce
@@ -27,6 +28,25 @@ def test_all_models_start_from_scratch_and_see_as_many_texts():
         assert {name for name in mdlm if mdlm[name] != theirs[name]} <= {"seed", "out_dir"}  # the claim's MDLM
     assert len(plan) == 2 + 3 * len(cfg.training_seeds) and len(trainings(cfg)) == 2 + 3
     assert "mdlm" not in {curve.model for curve in cfg.curves}
+
+
+def test_a_flag_that_a_checkpoint_does_not_know_had_its_default(toy, tmp_path):
+    cfg, ran = toy
+    plan = {"mdlm": trainings(cfg)["mdlm"]}
+    reproduce.train_all(cfg, plan)
+    path = tmp_path / "out" / "reproduce" / "mdlm" / "ckpt.pt"
+    ckpt = torch.load(path, weights_only=True)
+    del ckpt["config"]["mask_share"]
+    torch.save(ckpt, path)
+    reproduce.train_all(cfg, plan)
+    assert len(ran) == 1
+
+
+def test_fine_tuning_waits_for_its_start(toy):
+    cfg, ran = toy
+    plan = trainings(cfg)
+    reproduce.train_all(cfg, {name: plan[name] for name in ("dsl-lr1e-3", "judge", "mdlm")})
+    assert [command[command.index("--out_dir") + 1].split("/")[-1] for command in ran] == ["judge", "mdlm", "dsl-lr1e-3"]
 
 
 @pytest.mark.parametrize("flags, asked", [("--from_scratch", "choose another --out_dir"),

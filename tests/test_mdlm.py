@@ -77,9 +77,10 @@ def test_lightning_checkpoint_gives_its_average_and_runs_nobodys_code(tmp_path):
     read = read_mdlm(str(path))
     assert read.keys() == raw.keys()
     assert all(torch.equal(read[name], raw[name] + (0 if name.endswith("inv_freq") else 1)) for name in raw)
-    torch.save({"state_dict": raw, "ema": {"shadow_params": average[1:]}}, path)
-    with pytest.raises(Problem, match="do not line up"):
-        read_mdlm(str(path))
+    for broken in ({"shadow_params": average[1:]}, {"shadow_params": list(raw)}, {"decay": 0.9999}):
+        torch.save({"state_dict": raw, "ema": broken}, path)
+        with pytest.raises(Problem, match="do not line up"):
+            read_mdlm(str(path))
     torch.save({"state_dict": raw}, path)
     assert all(torch.equal(tensor, raw[name]) for name, tensor in read_mdlm(str(path)).items())
 

@@ -1,6 +1,7 @@
 """sampler.py as its users run it, on tiny random checkpoints: conditions, files, several processes, and every bad combination."""
 
 import concurrent.futures
+import fcntl
 import json
 import os
 import subprocess
@@ -256,6 +257,22 @@ def test_compiling_is_decided_by_the_calls_to_come(cfg, monkeypatch):
     monkeypatch.setattr(sampler, "compiled", lambda f, cfg, device, calls, **options: told.append((calls, options)) or f)
     sampler.load_for_sampling(replace(cfg, num_samples=5, batch_size=2, steps=7))
     assert told == [(21, {"dynamic": True})]
+
+
+def test_a_report_is_written_by_one_process_at_a_time(cfg, tmp_path, monkeypatch):
+    """Each that finds the texts complete writes it: while one does, the file of texts is locked."""
+    told = []
+
+    def report(cfg, rows, ckpt):
+        with open(cfg.out, "rb") as f, pytest.raises(BlockingIOError):
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        told.append(len(rows))
+
+    monkeypatch.setattr(sampler, "report", report)
+    monkeypatch.setattr(sampler, "load_meta", lambda *of: None)
+    for _ in range(2):  # also where the texts are there already
+        sampler.main(replace(cfg, out=str(tmp_path / "x.jsonl"), report=str(tmp_path / "r.json")))
+    assert told == [5, 5]
 
 
 def test_an_autoregressive_checkpoint_refuses_other_paths(tmp_path):
