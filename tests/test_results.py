@@ -48,7 +48,8 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
                                               ("claim_mdlms", RESULTS["claim"], "path"), ("claim_one_piece", RESULTS["one_piece"], "path"),
                                               ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
                                               ("claim_D128", RESULTS["sphere"], "path"), ("claim_D128", README, "sampler"),
-                                              ("claim_D128_again", RESULTS["again"], "path")])
+                                              ("claim_D128_again", RESULTS["again"], "path"),
+                                              ("claim_scratch_D128_again", RESULTS["scratch"], "path")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
     """All rows of the tables of the claim, of one MDLM, in float32, from scratch, of longer fine-tuning, of other seeds, and README's."""
     found, columns = claims(name)
@@ -56,7 +57,7 @@ def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, h
     assert len(rows) > 5 and (text is README or len(rows) == len({key.rsplit("/", 1)[0] for key in found["cells"]} - {"ar/ar"}))
     for who, *values in rows:
         model, path = who.split(", `")
-        curve = f"{'mdlm_more' if (name, model) == ('claim_scratch', 'MDLM') else MODELS[model]}/{path.split('`')[0]}"
+        curve = f"{'mdlm_more' if 'scratch' in name and model == 'MDLM' else MODELS[model]}/{path.split('`')[0]}"
         assert values == [value(found["cells"][f"{curve}/{T}"]["nll"]) for T in found["same_rule"]["remdm"]], who
         orders = {settings_at(found["tuning"][curve], int(T))[0].get("order", "") for T in found["same_rule"]["remdm"]}
         assert not path.startswith("recorded") or orders == {path.partition("`, ")[2]}, who
@@ -71,7 +72,8 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
     pages = said + "".join(RESULTS[page] for page in ("claim", "one_piece", "sphere", "again", "scratch", "budgets"))
     tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE | of all texts |"))
-    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again", "claim_scratch", "claim_long")
+    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again", "claim_scratch",
+            "claim_scratch_D128_again", "claim_long")
     duels = [(claims(name)[0]["cells"], *pair) for name, rows in zip(runs, tables, strict=True)
              for pair in zip(claims(name)[0]["duels"], rows, strict=True)]
     for cells, duel, (at, against, calls, nll, every, js, mauve, of_all) in duels:
@@ -138,7 +140,7 @@ def test_the_readme_s_ratios_stand_in_their_json():
 def test_the_readme_s_table_of_trainings_stands_in_their_json():
     """The ratios at T = 8, pooled and by seed, DSL's margins over MDLM's best with four times the calls, and the errors mended."""
     (rows,) = rows_below(README, "| | calls, MDLM | the control | NLL, T = 8 | 16 | 32 | mended, % | by MDLM, % |")
-    assert len(rows) == 6
+    assert len(rows) == 7
     for training, *values in rows:
         name = re.search(r"`results/(\w+)\.json`", training)[1]
         found, mends = claims(name)[0], json.loads((ROOT / "results" / f"{name}_correction.json").read_text())["over_seeds"]
@@ -285,6 +287,28 @@ def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
     headline.append("needs {} times as many calls (95%: {} to {}, six MDLMs)".format(*rule))
     assert round(min(runs[1]["against_best"]["at"]["16"]["by_seed"]), 1) == 4  # with 64 calls, as many as were asked for
     assert not [words for words in told if words not in RESULTS["again"]] + [words for words in headline if words not in README]
+
+
+def test_what_128_dimensions_do_from_scratch_stands_in_the_jsons():
+    """Margins of six pairs, ratios, `mend` seed by seed, and what evidence and the loss bring, from best sampler to best sampler."""
+    runs, said = [claims(name)[0] for name in ("claim_scratch", "claim_scratch_D128_again")], RESULTS["scratch"].split("## With 128")[1]
+    told, small, large = [], *([f"{x:.2f}" for x in run["cells"]["dsl/mend/8"]["nll_by_seed"]] for run in runs)
+    for T in (4, 8, 16):
+        duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and "/remdm/" not in d["other"]) for run in runs]
+        told.append(gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other"))))
+    told.append("at {}, {} and {} at T = 8, where with 32 it was {}, {} and {},".format(*large, *small))
+    (best, rule), (control, control_rule) = ([of[which]["at"]["8"] for which in ("against_best", "published_against_published")]
+                                             for of in (runs[1], runs[1]["controls"]["masked"]))
+    told.append("{:.1f} times DSL's 8 (by seed {:.1f}, {:.1f}, {:.1f},".format(best["ratio"], *best["by_seed"]))
+    told.append("{:.1f} times ({:.1f}, {:.1f}, {:.1f}; Student's t {:.1f} to {:.1f})".format(
+        control["ratio"], *control["by_seed"], *control["student"]))
+    told.append("{:.1f} times fewer calls than MDLM at T = 8 ({:.2f} to {:.2f})".format(rule["ratio"], *rule["student"]))
+    told.append("{:.2f} of the control's ({:.2f} to {:.2f})".format(control_rule["ratio"], *control_rule["student"]))
+    lowest = [[min(row["nll"][0] for key, row in runs[1]["cells"].items() if re.fullmatch(f"{model}/.*/{T}", key))
+               for model in ("mdlm_more", "masked", "dsl")] for T in (4, 8, 16)]
+    for form, i in ("loss brings {}, {} and {} at T", 0), ("evidence {}, {} and {}", 1):
+        told.append(form.format(*(f"{values[i] - values[i + 1]:.2f}".replace("-", "−") for values in lowest)))
+    assert not [words for words in told if words not in said]
 
 
 def test_the_errors_by_texts_alone_are_as_said():
