@@ -37,7 +37,7 @@ class Config:
     mdlm_per_seed: bool = arg(False, "each training seed goes on from an MDLM of that seed, not all from one; choose another --out_dir")
     from_scratch: bool = arg(False, "MDLM, the control and DSL each start from scratch, for as many steps; choose another --out_dir")
     fine_tune_steps: int = arg(0, "steps of the fine-tuning, which then needs --rates; choose another --out_dir. 0: as the scale")
-    d_embed: int = arg(128, "D, dimension of DSL's sphere, from scratch of the control's too; what is left, which uses none, keeps 32")
+    d_embed: int = arg(128, "D, dimension of DSL's sphere and, from scratch, the control's; the others, which use none, keep 32")
     rates: tuple[str, ...] = arg((), "three learning rates, of MDLM continued, the control and DSL; choose another --out_dir. Empty: the "
                                      "best of the scale's, or those of --tuning")
     workers: int = arg(0, "processes that train and sample at once; 0: one for each core, or one on a GPU")
@@ -198,7 +198,7 @@ def trainings(cfg, best=None, seeds=(0,), d_embed=0):
             for seed in seeds if not cfg.from_scratch}
     plan |= {"judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
              "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    # from scratch the control has DSL's sphere, which is drawn first and so moves all other weights; MDLM is the one claims go on from
+    # from scratch the control has DSL's sphere: drawn first, its size moves all other weights; MDLM is as that which fine-tuning starts from
     ours = ("masked", "dsl") if cfg.from_scratch else ("dsl",)
     for seed, model in itertools.product(seeds, WAYS):
         start = "scratch" if cfg.from_scratch else f"{cfg.out_dir}/{mdlm_of(cfg, seed)}/ckpt.pt"

@@ -17,9 +17,11 @@ def value(pair, digits=2):
     return "-" if pair[0] is None else " ± ".join(f"{x:.{digits}f}" for x in pair if x is not None).replace("-", "−")
 
 
-def times(ratio, T=8):
-    """How many times T calls, as far as 128, beyond which there are few texts."""
-    return f"{ratio:.1f}" if ratio <= 128 / int(T) else f"> {128 // int(T)}"
+def times(found, ratio, T=8):
+    """How many times T calls, as far as the run of a claim went, or 128 calls, beyond which there are few texts. A path may end a call or
+    so short of T, so that what is not reached stands at a little less than the longest run."""
+    longest = min(128, max(map(int, found["same_rule"]["remdm"])))
+    return f"{ratio:.1f}" if ratio < 0.99 * longest / int(T) else f"> {longest // int(T)}"
 
 
 def gain(a, b):
