@@ -198,7 +198,7 @@ def trainings(cfg, best=None, seeds=(0,), d_embed=0):
             for seed in seeds if not cfg.from_scratch}
     plan |= {"judge": ["--objective", "ar", "--max_steps", str(scale.ar), "--seed", "1"],
              "ar": ["--objective", "ar", "--max_steps", str(scale.ar)]}
-    # from scratch the control has DSL's sphere: drawn first, its size moves all other weights; MDLM is as that which fine-tuning starts from
+    # from scratch the control has DSL's sphere: drawn first, its size moves all other weights; MDLM is that which fine-tuning starts from
     ours = ("masked", "dsl") if cfg.from_scratch else ("dsl",)
     for seed, model in itertools.product(seeds, WAYS):
         start = "scratch" if cfg.from_scratch else f"{cfg.out_dir}/{mdlm_of(cfg, seed)}/ckpt.pt"
