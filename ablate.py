@@ -94,6 +94,8 @@ class Variant(NamedTuple):
         return cfg.seeds if self.flags else (0,)
 
 
+# from an MDLM of each seed, by the claim's seed: 100 more than that MDLM's own, by which it would see the same masks again
+EACH = "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed}"
 VARIANTS = (
     Variant("endpoint0.25", "--endpoint 0.25", "fewer endpoint sequences, as the authors?", "bound .02 bits worse, mends a little more"),
     Variant("endpoint0.75", "--endpoint 0.75", "more of them?", "bound .01 better, posterior path a little worse"),
@@ -136,17 +138,19 @@ VARIANTS = (
             "MDLM from scratch, at half the preset's learning rate?", "within .1: leaves the plateau no sooner"),
     Variant("mdlm_scratch_slower", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower}",
             "at a quarter, as the claim's MDLM?", "a little worse than at half"),
-    # the MDLM of each seed goes on with the claim's seed, 100 more than its own, by which it would see the same masks again
-    Variant("long_each", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --max_steps {long}",
-            "four times the steps from an MDLM of each seed, as results/claim_long.json", "mend at T = 8 2.45, by the worst MDLM 2.6"),
-    Variant("long_each_slow", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --max_steps {long} --lr {lr}",
+    Variant("long_each", EACH + " --max_steps {long}", "four times the steps from an MDLM of each seed, as results/claim_long.json",
+            "mend at T = 8 2.45, by the worst MDLM 2.6"),
+    Variant("long_each_slow", EACH + " --max_steps {long} --lr {lr}",
             "from scratch, at this rate and with 9,600 steps, mend is at 2.38: is it the rate, or the start?",
             "the start: within .02, bound within .005"),
-    Variant("each_D128", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --d_embed 128",
+    Variant("each_D32", EACH + " --d_embed 32", "the sphere of 32 dimensions, from the MDLMs of results/claim_D128_again.json?",
+            "mend at 2.57, 2.25 and 2.06 at T = 8, 16 and 32"),
+    Variant("each_D128", EACH + " --d_embed 128",
             "a larger sphere, as results/claim_one_piece.json else, where mend is at 2.54, 2.22 and 2.06 at T = 8, 16 and 32?",
             "2.47, 2.16, 2.01"),
-    Variant("each_E_fixed", "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed} --frozen E",
-            "random embeddings, as there else?", "2.51, 2.19, 2.04"),
+    Variant("each_D128_slow", EACH + " --d_embed 128 --lr {lr}", "that at half the rate, which was chosen with 32?", "mend within .03"),
+    Variant("each_D128_fast", EACH + " --d_embed 128 --lr {beyond}", "at twice that rate?", "mend .05 worse, as its own loss"),
+    Variant("each_E_fixed", EACH + " --frozen E", "random embeddings, as there else?", "2.51, 2.19, 2.04"),
     Variant("wide_mdlm", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr {slower} --d_model 192",
             "the claim's MDLM, half as wide again?", "bound 2.66"),
     Variant("wide_mdlm_slow", "--objective mdlm --init_from scratch --max_steps {pretrain} --lr 5e-4 --d_model 192",
