@@ -1,6 +1,7 @@
 """The tables of README.md and results/*.md, and some of their sentences, tell the numbers of their jsons; any other value with an error
 occurs in one of them."""
 
+import itertools
 import json
 import math
 import re
@@ -87,8 +88,8 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
 
 def test_the_ratios_of_calls_stand_in_their_json():
     """Pooled and by seed, to MDLM continued and to the control, as far as 128 calls, beyond which there are few texts."""
-    pages = RESULTS["claim"] + RESULTS["one_piece"] + RESULTS["sphere"]
-    for name, rows in zip(("claim_mdlms", "claim_one_piece", "claim_D128"),
+    pages = "".join(RESULTS[page] for page in ("claim", "one_piece", "sphere", "again"))
+    for name, rows in zip(("claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again"),
                           rows_below(pages, "| T | MDLM continued | the control |"), strict=True):
         found, _ = claims(name)
         assert len(rows) == 4
@@ -135,7 +136,7 @@ def test_the_readme_s_ratios_stand_in_their_json():
     said += [told("the control needs {} times as many ({} to {})", at["8"]), f"worth {masked - dsl:.2f} nats at T = 8, the loss "
              f"{mdlm - masked:.2f}", f"eight times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
     assert not [words for words in said if words not in README]
-    assert min(*early, *early_control[1:]) > 8 and min(*late, *late_control) > 4 and again_control[1] == again_control[2]  # not reached
+    assert min(*early, *early_control[1:], *again_control[1:]) > 8 and min(*late, *late_control) > 4  # not reached with 128 calls
 
 
 def test_the_readme_s_table_of_trainings_stands_in_their_json():
@@ -159,7 +160,7 @@ def test_the_times_of_the_runs_in_one_piece_stand_in_their_json():
         (rows,) = rows_below(RESULTS[page], "| stage | minutes | in all |")
         begins = [0, *ends.values()]
         assert [row[1:] for row in rows] == [[f"{(end - begin) / 60:.0f}", f"{end / 60:.0f}"] for begin, end in zip(begins, ends.values())]
-        assert told.format(ends["calibration"] / 60) in README and (page == "again" or f"and {begins[-1] / 60:.0f} in all" in README)
+        assert not [words for words in (told.format(ends["calibration"] / 60), f"and {begins[-1] / 60:.0f} in all") if words not in README]
 
 
 def test_the_summary_s_table_stands_in_its_jsons():
@@ -264,7 +265,7 @@ def test_what_128_dimensions_change_stands_in_the_jsons():
 
 
 def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
-    """Ratios of the three other seeds, in README too; and of all six, with their margins at T = 4, 8 and 16, by Student's t."""
+    """Ratios of the three other seeds, in README too; and of all six, with their margins at T = 4 to 32, by Student's t."""
     runs, told, headline = [claims(name)[0] for name in ("claim_D128", "claim_D128_again")], [], []
 
     def of_six(ratios, digits):
@@ -281,12 +282,12 @@ def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
          "needs {} times as many (95%: {} to {}),", "with all six {} times ({} to {}) and")
     both([run["controls"]["masked"] for run in runs], "that of the control {} ({}, {}, {}; {} to {})", "to the control, {} ({} to {})",
          "evidence {} times ({} to {})**", "and {} times ({} to {}). What")
-    for of_remdm, T in ((False, 4), (False, 8), (False, 16), (True, 4), (True, 8)):
+    for of_remdm, T in itertools.product((False, True), (4, 8, 16, 32)):
         duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and ("/remdm/" in d["other"]) == of_remdm) for run in runs]
         told.append(gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other"))))
     rule = of_six([run["published_against_published"]["at"]["8"] for run in runs], 2)
     headline.append("needs {} times as many calls (95%: {} to {}, six MDLMs)".format(*rule))
-    assert round(min(runs[1]["against_best"]["at"]["16"]["by_seed"]), 1) == 4  # with 64 calls, as many as were asked for
+    assert min(runs[1]["against_best"]["at"]["16"]["by_seed"]) > 8  # not reached with 128 calls
     assert not [words for words in told if words not in RESULTS["again"]] + [words for words in headline if words not in README]
 
 
