@@ -1,8 +1,11 @@
 """The tables of results/ablations.md and of "Start or rate", and some of their sentences, tell the numbers of their jsons."""
 
 import json
+import shlex
 
-from pages import RESULTS, ROOT, claims, gain, rows_below
+from pages import README, RESULTS, ROOT, claims, gain, rows_below
+from train_config import parse_args as train_args
+from validate import own_loss
 
 
 def test_start_or_rate_stands_in_its_json():
@@ -52,3 +55,24 @@ def test_the_same_by_mend_stands_in_its_json():
             f"undecided at T = 8 ({gain(large[8], rival[8]).replace(' (', '; 95% over the three pairs ')} and met at T = 16 "
             f"({gain(large[16], rival[16]).replace(' (', '; ')}, outside"]
     assert not [words for words in said if words not in RESULTS["ablations"]], said
+
+
+def test_another_rate_and_32_dimensions_with_the_other_seeds_stand_in_their_json():
+    header = "| `mend`, by seed | T = 8 | 16 | 32 | errors mended, % | bound, bits per byte | own loss, nats per token |"
+    (rows,) = rows_below(RESULTS["ablations"], header)
+    found = json.loads((ROOT / "results" / "rates.json").read_text())["variants"]
+    names = ("dsl_each_D128", "dsl_each_D32", "dsl_each_D128_slow")
+    for name, (_, *values) in zip(names, rows, strict=True):
+        of, trained = found[name]["nll_by_seed"], found[name]["trained"].values()
+        losses = [own_loss(each["validation"], train_args(shlex.split(each["command"])[2:])) for each in trained]
+        assert values == [*(", ".join(f"{x:.2f}" for x in of[f"mend/{T}"]) for T in (8, 16, 32)),
+                          ", ".join(f"{100 * each['fixed_at_98'][0]:.1f}" for each in trained),
+                          ", ".join(f"{each['roar'][0]:.3f}" for each in trained), ", ".join(f"{x:.4f}" for x in losses)], name
+    ours, small, slow = ({T: found[name]["nll_by_seed"][f"mend/{T}"] for T in (8, 16, 32)} for name in names)
+    before, after = (claims(name)[0]["cells"] for name in ("claim_more_texts", "claim_D128_more_texts"))
+    six = [gain(*(cells[f"dsl/mend/{T}"]["nll_by_seed"] + of[T] for cells, of in ((before, small), (after, ours)))) for T in (8, 16, 32)]
+    told = [f"than 32 by {gain(small[8], ours[8]).replace(' (', ' at T = 8 (')}", f"have {six[0]}, {six[1]} at T = 16 and {six[2]} at 32",
+            f"`mend`, by {gain(slow[8], ours[8]).replace(' (', ' at T = 8 (')}",
+            f"would be {gain(slow[8], claims('claim_D128_again')[0]['cells']['mdlm_more/mend-recorded/32']['nll_by_seed'])} behind"]
+    assert not [words for words in told if words not in RESULTS["ablations"]], told
+    assert six[0] in README and f"it is {six[0]}" in RESULTS["sphere"]
