@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 
 from config import Problem, run
-from reproduce_config import ALONE, AROUND, AT, GAMMAS, RANKED, SCALES, THROWN_AWAY, TUNED_FOR, WAYS
+from reproduce_config import ALONE, AROUND, AT, COOLINGS, FINALS, GAMMAS, RANKED, SCALES, THROWN_AWAY, TUNED_FOR, WAYS
 from reproduce_config import as_it_was, best_path, beyond, cells, claim_of, earlier, mdlm_of, nll_of, parse_args, sampling, settings_at
-from reproduce_config import tasks_of, toward, trainings
+from reproduce_config import tasks_of, to_cool, toward, trainings
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -113,12 +113,8 @@ def train_all(cfg, plan):
 
 def best_rates(cfg, found):
     """{model: the learning rate with the lowest validation value of the loss that the model is trained with}; equal effort for all."""
-    plan = trainings(cfg)
-
-    def loss(name):
-        return own_loss(found[name]["validation"], train_args(plan[name]))
-
-    return {model: min(cfg.lrs[model], key=lambda lr: loss(f"{model}-lr{lr}")) for model in WAYS}
+    losses = {name: own_loss(found[name]["validation"], train_args(argv)) for name, argv in trainings(cfg).items() if "-lr" in name}
+    return {model: min(cfg.lrs[model], key=lambda lr: losses[f"{model}-lr{lr}"]) for model in WAYS}
 
 
 # ---- sampling and judging ----------------------------------------------------------------------------------------------------
@@ -172,27 +168,32 @@ def sample_all(cfg, tasks, what):
 
 # ---- stage 2: tuning ---------------------------------------------------------------------------------------------------------
 
-FINALS, FINALISTS, NEAR, TRIES = (8, 16, 64), 2, (0.85, 1.15), 3
+FINALISTS, NEAR, TRIES = 2, (0.85, 1.15), 3
 FIRST = {1.0: NEAR, 0.9: (1.1, 1.5), 0.8: (1.3, 1.9)}  # nucleus -> temperatures on both sides of the data's entropy
 
 
-def train_to_tune(cfg, wanted, rates, judge, known):
+def train_to_tune(cfg, wanted, here, known):
     """Train the models of the thrown-away seed to try what --tuning lacks on. Raises Problem if that would not compare."""
-    if [known[key] for key in TUNED_FOR] != [rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps, cfg.d_embed]:
+    if any(known[key] != here[key] for key in TUNED_FOR):
         raise Problem(f"{cfg.tuning} lacks settings, {wanted[0][0].name} with {wanted[0][2]} for one, and had another judge or other "
                       "models than are here, so that its NLLs and new ones do not compare: run this without --tuning")
-    names = {f"{curve.model}-lr{rates[curve.model]}" for curve, *_ in wanted if curve.model not in ALONE} | {mdlm_of(cfg, THROWN_AWAY)}
+    names = {mdlm_of(cfg, THROWN_AWAY), *(f"{c.model}-lr{here['learning_rates'][c.model]}" for c, *_ in wanted if c.model not in ALONE)}
     train_all(cfg, {name: argv for name, argv in trainings(cfg).items() if name in names})
 
 
-def tune_all(cfg, rates, judge, target, known):
+def near(curve, T, entry, setting=None):
+    return curve, T, setting or entry["setting"], [entry["temperature"] * factor for factor in NEAR]
+
+
+def tune_all(cfg, here, judge, target, known, starts=()):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
-    T = 8, 16 and 64; of RANKED all GAMMAS instead, at the best setting and all four T; of what drafts each setting at all four. On a seed
-    that is then thrown away, but for what is `known` of an earlier run -> {"model/path": [{"T", "setting", "nll", "temperature", ...}]}."""
+    T = 8, 16 and 64; of RANKED all GAMMAS instead, at the best setting and all four T; of what drafts each setting at all four. With --cool
+    only COOLINGS from `starts`. On a seed that is then thrown away, but for what is `known` of an earlier run -> {"model/path": [{"T",
+    "setting", "nll", "temperature", ...}]}. `here` is what TUNED_FOR asks."""
     found = {curve.name: list(known["paths"].get(curve.name, []) if known else []) for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
-        seed = THROWN_AWAY if curve.model in ALONE else f"lr{rates[curve.model]}"
+        seed = THROWN_AWAY if curve.model in ALONE else f"lr{here['learning_rates'][curve.model]}"
         return [sampling(cfg, curve, seed, T, t, setting, SCALES[cfg.scale].tuning_texts, "_tuning") for t in temperatures]
 
     def look(curve, T, setting, temperatures):
@@ -200,32 +201,30 @@ def tune_all(cfg, rates, judge, target, known):
         return {"T": T, "setting": setting, "nll": at_entropy(c["nll"], c["entropy"], target), "tried": [cold, hot],
                 "entropy": c["entropy"].mean(2)[0].tolist(), "temperature": toward(cold, hot, place(c["entropy"], target))}
 
-    def near(curve, T, entry, setting=None):
-        return curve, T, setting or entry["setting"], [entry["temperature"] * factor for factor in NEAR]
-
     def attempt(wanted, what):
         """Sample `wanted`, a list of (curve, T, setting, two temperatures), again where the data's entropy lay outside of those of its two
         temperatures, and keep what came out last: an NLL that is read far beyond them would be chosen for its error."""
         wanted = [w for w in wanted if not any((e["T"], e["setting"]) == w[1:3] for e in found[w[0].name])]
         if wanted and known:
-            train_to_tune(cfg, wanted, rates, judge, known)
+            train_to_tune(cfg, wanted, here, known)
         for number in range(1, TRIES + 1):
             plan = {(curve.model, curve.path, T, str(setting)): argvs(curve, T, setting, ts) for curve, T, setting, ts in wanted}
             sample_all(cfg, tasks_of(plan), f"tuning {what}, try {number} of {TRIES}")
-            tried, wanted = [(curve, look(curve, *rest)) for curve, *rest in wanted], []
+            tried = [(curve, look(curve, *rest)) for curve, *rest in wanted]
             for curve, entry in tried:
                 others = [e for e in found[curve.name] if (e["T"], e["setting"]) != (entry["T"], entry["setting"])]
                 found[curve.name] = [*others, entry]
-                if not entry["entropy"][0] <= target <= entry["entropy"][1]:
-                    wanted.append(near(curve, entry["T"], entry))
+            wanted = [near(curve, e["T"], e) for curve, e in tried if not e["entropy"][0] <= target <= e["entropy"][1]]
 
+    if cfg.cool:
+        attempt([near(*at, at[2]["setting"] | fall) for at in starts for fall in COOLINGS], "how far the temperature falls")
+        return found
     attempt([(curve, AT, setting, FIRST[(curve.fixed | setting)["top_p"]]) for curve in cfg.curves for setting in curve.grid], "settings")
     first = {c.name: [e for e in found[c.name] if e["T"] == AT and e["setting"] in c.grid] for c in cfg.curves}
     best = {c.name: sorted(first[c.name], key=nll_of)[: 1 if c.path in RANKED else FINALISTS] for c in cfg.curves}
-    ranked = [curve for curve in cfg.curves if curve.path in RANKED]
-    attempt([near(c, AT, e, e["setting"] | {"gamma": gamma}) for c in ranked for e in best[c.name] for gamma in GAMMAS], "gamma")
+    attempt([near(c, AT, e, e["setting"] | g) for c in cfg.curves if c.path in RANKED for e in best[c.name] for g in GAMMAS], "gamma")
     finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
-    finals |= {c.name: [finals[c.name][0] | more for more in ({}, *({"gamma": gamma} for gamma in GAMMAS))] for c in ranked}
+    finals |= {c.name: [finals[c.name][0] | gamma for gamma in ({}, *GAMMAS)] for c in cfg.curves if c.path in RANKED}
     finals |= {c.name: c.grid for c in cfg.curves if "draft" in c.grid[0]}  # how long a draft, and which tokens to doubt, hang on T
     attempt([near(curve, T, entry, setting) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
              if entry["T"] == AT and entry["setting"] in finals[curve.name] for setting in beyond(entry["setting"], T)], "T")
@@ -278,9 +277,10 @@ def prepare(cfg):
 def claim(cfg, rates, known):
     """Stages 2 to 4, for checkpoints that are there; `known` is of `earlier`. What an interrupted run has sampled is read again."""
     scale, (judge, real, features, nll, target) = SCALES[cfg.scale], prepare(cfg)
-    tuning = tune_all(cfg, rates, judge, target[0], known)
-    chose = dict(zip(TUNED_FOR, (rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps, cfg.d_embed))) | known
-    save_json(f"{cfg.results}_tuning.json", **chose | {"paths": known.get("paths", {}) | tuning})
+    here = dict(zip(TUNED_FOR, (rates, judge.key, cfg.from_scratch, cfg.fine_tune_steps, cfg.d_embed, cfg.cool)))
+    known, starts = to_cool(cfg, here, known) if cfg.cool else (known, ())
+    tuning = tune_all(cfg, here, judge, target[0], known, starts)
+    save_json(f"{cfg.results}_tuning.json", **here | known | {"paths": known.get("paths", {}) | tuning})
     ours, (found, better) = best_path(tuning, "dsl"), draw(cfg, tuning, judge, target[0])
     point = {key: at_entropy(c["nll"], c["entropy"], target[0]) for key, c in found.items()}
     pairs = opponents(point, ours, cfg.steps, judge.context)

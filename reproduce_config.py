@@ -14,7 +14,6 @@ import numpy as np
 from config import Problem, arg, parse
 from train_config import parse_args as train_args
 
-
 WHICH_MODELS = ("mdlm_per_seed", "from_scratch", "fine_tune_steps", "rates")  # flags of the Config that make other models
 
 
@@ -28,6 +27,7 @@ class Config:
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
     tuning: str = arg("", "results/claim_spread_tuning.json, say: its settings and, without --from_scratch and --rates, its learning rates")
+    cool: bool = arg(False, "choose how far the temperature falls over the steps, at the settings of --tuning, where none has chosen yet")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")
@@ -44,8 +44,6 @@ class Config:
     list: bool = arg(False, "print the trainings and the number of texts, and exit")
 
     def __post_init__(self):
-        if self.workers < 0:
-            raise ValueError("--workers cannot be negative")
         if self.calls and not {4, 16} <= set(self.calls) <= set(SCALES[self.scale].steps):
             raise ValueError(f"--calls are 4, 16 (the claim compares T with 4 T) and more of {SCALES[self.scale].steps}")
         if self.seeds and (len(set(self.seeds)) < 2 or not set(self.seeds) <= set(SCALES[self.scale].seeds)):
@@ -58,19 +56,19 @@ class Config:
         if self.out_dir == type(self).out_dir and any(getattr(self, flag) for flag in WHICH_MODELS):
             raise ValueError(f"--{', --'.join(WHICH_MODELS)} make other models than are in {self.out_dir} without them: choose another "
                              "--out_dir")
-        if self.fine_tune_steps < 0 or self.d_embed < 2:
-            raise ValueError("--fine_tune_steps cannot be negative, and --d_embed is at least 2")
-        if self.from_scratch and (self.fine_tune_steps or self.rates):
-            raise ValueError("--from_scratch fine-tunes nothing, and has rates of its own: leave out --fine_tune_steps and --rates")
+        if min(self.workers, self.fine_tune_steps) < 0 or self.d_embed < 2:
+            raise ValueError("--workers and --fine_tune_steps cannot be negative, and --d_embed is at least 2")
+        if self.from_scratch and (self.mdlm_per_seed or self.fine_tune_steps or self.rates):
+            raise ValueError("--from_scratch goes on from nothing, at its own rates: leave out --mdlm_per_seed, --fine_tune_steps and --rates")
         if self.fine_tune_steps and not self.rates:
             raise ValueError("--fine_tune_steps needs --rates: the scale's were chosen for its own length")
         numbers = [float(rate) for rate in self.rates if re.fullmatch(r"\d[\d.]*(e-\d+)?", rate)]
         if self.rates and (len(self.rates) != len(WAYS) or len(numbers) != len(WAYS) or not all(numbers)):
             raise ValueError("--rates are three numbers above 0, of MDLM continued, the control and DSL: 1e-3 2e-3 8e-3, say")
-        if self.mdlm_per_seed and self.from_scratch:
-            raise ValueError("--mdlm_per_seed is about what goes on from an MDLM, and with --from_scratch nothing does: choose one")
         if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
             raise ValueError("--tuning stands beside the numbers of an earlier run, which would be overwritten: name other --results")
+        if self.cool and not self.tuning:
+            raise ValueError("--cool starts from settings that are chosen already: name their --tuning")
         if self.cell and not re.fullmatch(r"[\w+-]+/[\w-]+/\d+", self.cell):
             raise ValueError("--cell is model/path/T, for example dsl/posterior/32")
 
@@ -159,8 +157,8 @@ class Curve(NamedTuple):
 
 REMASK = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (2, 4, 8, 16, 32)]
 EVEN = [{"R": 1024, "top_p": 1.0, "order": "spread"}]  # with all the remasking there is, which the best of REMASK came to [measured]
-GAMMAS = (0.5, 1.0, 4.0, 8.0, 16.0)  # beside the sampler's own, 2
-MEND = [{"draft": share, "top_p": 1.0} | more for share in (0.2, 0.4, 0.6, 0.8) for more in ({}, *({"gamma": g} for g in GAMMAS))]
+GAMMAS = [{"gamma": gamma} for gamma in (0.5, 1.0, 4.0, 8.0, 16.0)]  # beside the sampler's own, 2
+MEND = [{"draft": share, "top_p": 1.0} | gamma for share in (0.2, 0.4, 0.6, 0.8) for gamma in ({}, *GAMMAS)]
 LOOP = [{"R": R, "top_p": p} for p in (0.9, 1.0) for R in (0.5, 1, 2, 4, 8)]  # at T = 32 its r_max allows no more than 2
 NUCLEUS = [{"top_p": p} for p in (0.8, 0.9, 1.0)]
 SPREAD = [{"top_p": 1.0, "order": "spread"}]  # the nucleus that was best for `mdlm` with every model [measured]
@@ -169,8 +167,10 @@ SHARED = {"mdlm": NUCLEUS, "remdm-cap": REMASK, "remdm-rescale": REMASK, "remdm-
 RIVALS = {"recorded": REMASK + EVEN, "mend-recorded": MEND}  # what else is tried where `recorded` is the best there is
 DSL_ONLY = {"posterior": REMASK, "soft": REMASK, "mend": MEND, "hybrid": NUCLEUS,
             "sde": [{"sde_top": s, "top_p": 1.0} for s in (2.0, 3.0, 4.5)]}
+UNCOOLED = ("remdm", "ar")  # the published path, and what has a call for each token: of the others --cool tries each of
+COOLINGS = [{}, *({"cooling": c} for c in (0.2, 0.4, 0.6))]
 RANKED = ("posterior", "soft", "recorded")  # paths that try GAMMAS at their best setting
-AT = 32  # T at which all settings are tried; R = 32 remasks all there that r_max allows
+AT, FINALS = 32, (8, 16, 64)  # T at which all settings are tried, the best; R = 32 remasks all that r_max allows at 32
 PUBLISHED = {"top_p": 0.9, "nucleus": "remdm"}
 ALONE = ("ar", "mdlm")  # one training each, sampled with every seed; but see mdlm_of
 CURVES = [Curve("ar", "ar", NUCLEUS), Curve("mdlm", "mdlm", NUCLEUS), Curve("mdlm", "remdm", [{}], PUBLISHED),
@@ -209,8 +209,8 @@ def trainings(cfg, best=None, seeds=(0,), d_embed=0):
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
-TUNED_FOR = ("learning_rates", "judge", "from_scratch", "fine_tune_steps", "d_embed")  # what settings were tuned with, and on
-EARLIER = {"from_scratch": False, "fine_tune_steps": 0, "d_embed": 32}  # what runs had before there was a flag for it
+TUNED_FOR = ("learning_rates", "judge", "from_scratch", "fine_tune_steps", "d_embed", "cool")  # what settings were tuned with, and on
+EARLIER = {"from_scratch": False, "fine_tune_steps": 0, "d_embed": 32, "cool": False}  # what runs had before there was a flag for it
 
 
 def earlier(cfg):
@@ -297,6 +297,17 @@ def settings_at(tried, T):
 def toward(cold, hot, share):
     """The temperature at which the entropy is expected that lies at `share` between those of two temperatures, within reason."""
     return cold * (hot / cold) ** (0.5 if math.isnan(share) else min(2.0, max(-1.0, share)))
+
+
+def to_cool(cfg, here, known):
+    """`known` if its run had --cool, else `here` with nothing tried but UNCOOLED, so that one judge decides on one seed; and from where to
+    start, [(curve, T, {"setting", "temperature"})]. Raises Problem where that was never tuned."""
+    if new := [curve.name for curve in cfg.curves if not known["paths"].get(curve.name)]:
+        raise Problem(f"{cfg.tuning} has no settings of {new[0]} for --cool to start from: leave it out of --paths, or name another")
+    tried = {c.name: [e for e in known["paths"][c.name] if "cooling" not in e["setting"]] for c in cfg.curves}
+    starts = [(c, T, dict(zip(("setting", "temperature"), settings_at(tried[c.name], T))))
+              for c in cfg.curves if c.path not in UNCOOLED for T in (AT, *FINALS)]
+    return known if known["cool"] else here | {"paths": {c.name: tried[c.name] for c in cfg.curves if c.path in UNCOOLED}}, starts
 
 
 def beyond(setting, T):

@@ -28,6 +28,7 @@ class Config:
     nucleus: str = arg("usual", "what becomes of the token that crosses top_p: usual keeps it, remdm drops it (but never the likeliest)",
                        choices=("usual", "remdm"))
     temperature: float = arg(1.0, "divides the logits; 0 takes the likeliest token")
+    cooling: float = arg(0.0, "c: over the steps the temperature falls evenly from 1 + c to 1 - c times --temperature")
     order: str = arg("independent", "positions that are revealed or forgotten at once: independent of each other, or spread over the text, "
                                     "as letters drawn side by side know nothing of each other; mend and mend-recorded spread them always",
                      choices=("independent", "spread"))
@@ -67,8 +68,8 @@ class Config:
         for name in ("steps", "num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1")
-        if not 0 < self.top_p <= 1 or not 0 <= self.eta <= 1:
-            raise ValueError("--top_p must be above 0 and at most 1, --eta between 0 and 1")
+        if not 0 < self.top_p <= 1 or not 0 <= self.eta <= 1 or not 0 <= self.cooling <= 1:
+            raise ValueError("--top_p must be above 0 and at most 1, --eta and --cooling between 0 and 1")
         for name in ("temperature", "remask_budget", "gamma", "length", "show", "soft_snr", "sde_steps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} cannot be negative or infinite")

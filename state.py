@@ -34,11 +34,16 @@ def sample_categorical(probs, u):
     return torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
-def draw(logits, u, cfg):
-    """Tokens (N,) from logits (N, V) at cfg.temperature, within the nucleus."""
-    if cfg.temperature == 0:
+def temperature_at(cfg, j):
+    """The temperature at step j of cfg.steps: it falls from 1 + c to 1 - c times cfg.temperature, c = cfg.cooling."""
+    return cfg.temperature * (1 + cfg.cooling * (1 - 2 * j / (cfg.steps - 1))) if cfg.cooling and cfg.steps > 1 else cfg.temperature
+
+
+def draw(logits, u, cfg, j=0):
+    """Tokens (N,) from logits (N, V) at the temperature of step j, within the nucleus."""
+    if (temperature := temperature_at(cfg, j)) == 0:
         return logits.argmax(-1)
-    return sample_categorical(top_p((logits.double() / cfg.temperature).softmax(-1), cfg.top_p, cfg.nucleus), u)
+    return sample_categorical(top_p((logits.double() / temperature).softmax(-1), cfg.top_p, cfg.nucleus), u)
 
 
 # ---- the state and its two moves ---------------------------------------------------------------------------------------------
@@ -148,7 +153,7 @@ class State:
         for h, u_rows in zip(self.hidden(where).split(ROWS), u.split(ROWS)):
             logits = self.head(h)
             probs = logits.softmax(-1)
-            tokens.append(draw(logits, u_rows, self.cfg))
+            tokens.append(draw(logits, u_rows, self.cfg, self.step))
             p.append(probs.gather(-1, tokens[-1][:, None])[:, 0])
             e.append(self.E[tokens[-1]] if self.cfg.sde_step == "drawn" else probs.to(self.E.dtype) @ self.E)
         return torch.cat(tokens), torch.cat(p).to(self.recorded.dtype), torch.cat(e)
@@ -202,7 +207,7 @@ class PlainState(State):
     def decide(self, where):
         B, L = where.shape
         logits = self.head(self.hidden(torch.ones_like(where)))  # (B L, V)
-        token = draw(logits, self.uniform("token").flatten(), self.cfg)
+        token = draw(logits, self.uniform("token").flatten(), self.cfg, self.step)
         probs = logits.softmax(-1)
         e = self.E[token] if self.cfg.sde_step == "drawn" else probs.to(self.E.dtype) @ self.E
         p = probs.gather(-1, token[:, None])[:, 0].to(self.recorded.dtype)

@@ -50,12 +50,12 @@ def test_fine_tuning_waits_for_its_start(toy):
 
 
 @pytest.mark.parametrize("flags, asked", [("--from_scratch", "choose another --out_dir"),
-                                          ("--from_scratch --mdlm_per_seed --out_dir out/x", "choose one"),
+                                          ("--from_scratch --mdlm_per_seed --out_dir out/x", "leave out --mdlm_per_seed"),
                                           ("--fine_tune_steps 8 --rates 1 1 1", "choose another --out_dir"),
                                           ("--rates 1 1 1", "choose another --out_dir"),
                                           ("--fine_tune_steps 8 --out_dir out/x", "needs --rates"),
                                           ("--fine_tune_steps -8 --out_dir out/x --rates 1 1 1", "cannot be negative"),
-                                          ("--from_scratch --out_dir out/x --rates 1 1 1", "leave out --fine_tune_steps and --rates"),
+                                          ("--from_scratch --out_dir out/x --rates 1 1 1", "leave out --mdlm_per_seed, --fine_tune_steps"),
                                           ("--rates 1e-3 2e-3 --out_dir out/x", "are three numbers above 0"),
                                           ("--rates 1e-3 2e-3 nan --out_dir out/x", "are three numbers above 0")])
 def test_other_models_want_another_folder_and_one_way_to_start(flags, asked, capsys):

@@ -74,6 +74,25 @@ def test_temperature():
     assert chi_square_p(counts, 20_000 * (logits[0].double() / 0.5).softmax(0)) > 1e-4
 
 
+@pytest.mark.parametrize("kind", [State, PlainState])
+def test_cooling_draws_the_first_tokens_hotter_than_the_last(kind):
+    """Two tokens left to right at c = 0.6: the first at 1.6 times the temperature, the second, given the first, at 0.4; by chi-square at
+    p > 1e-4 against the table, and at p < 1e-4 against one temperature and against cooling the other way. In one step c does nothing."""
+    toy, cfg = ExactDenoiser(V=3, L=2, seed=2), replace(EXACT, length=2, path="ar", steps=2, temperature=0.9)
+    *_, state = sample(toy, range(6000), replace(cfg, cooling=0.6), kind=kind)
+
+    def exact(first, second):
+        alone = toy(toy.embed_ids(torch.tensor([[3, 3]])))[0, 0]
+        after = toy(toy.embed_ids(torch.tensor([[v, 3] for v in range(3)])))[:, 1]
+        return ((alone / 0.9 / first).softmax(-1)[:, None] * (after / 0.9 / second).softmax(-1)).flatten()
+
+    seen = frequencies(toy, state.x)
+    assert chi_square_p(seen, 6000 * exact(1.6, 0.4)) > 1e-4
+    assert max(chi_square_p(seen, 6000 * exact(*factors)) for factors in ((1.0, 1.0), (0.4, 1.6))) < 1e-4
+    once = [list(sample(toy, range(50), replace(cfg, steps=1, cooling=c), kind=kind))[-1].x for c in (0.0, 1.0)]
+    assert torch.equal(*once)
+
+
 # ---- the same text whatever its company; the network only where it is needed ---------------------------------------------------
 
 
@@ -89,7 +108,8 @@ def test_the_defaults_can_be_reported():
 @pytest.mark.parametrize("clean_snr", [0.0, 1.0])
 def test_only_what_is_needed_is_computed_and_nothing_else_changes(path, clean_snr):
     """The obvious loop (all texts, all positions, all draws, every step) gives the same texts draw for draw, at no fewer calls."""
-    toy, cfg = Wide(ExactDenoiser(), 24), replace(EXACT, length=24, path=path, steps=7, top_p=0.9, eta=0.2, clean_snr=clean_snr)
+    toy, cfg = Wide(ExactDenoiser(), 24), replace(EXACT, length=24, path=path, steps=7, top_p=0.9, eta=0.2, cooling=0.2,
+                                           clean_snr=clean_snr)
     *_, fast = sample(toy, range(6), cfg)
     *_, plain = sample(toy, range(6), cfg, kind=PlainState)
     assert torch.equal(fast.x, plain.x) and (fast.nfe <= plain.nfe).all() and (fast.nfe <= 7).all()
@@ -193,7 +213,7 @@ def test_a_path_of_ones_own():
 @pytest.mark.parametrize("flags", [
     "--steps 0", "--top_p 0", "--top_p 1.5", "--num_samples 0", "--path nowhere", "--eta 2", "--steps x", "--infill whole",
     "--correct a --out b", "--prompt a --correct b", "--path hybrid --sde_steps 32", "--correct_snr 0", "--correct_snr inf",
-    "--infill a[MASK*0]", "--infill [MASK*9999999999]", "--temperature nan", "--temperature 1e-310"])
+    "--infill a[MASK*0]", "--infill [MASK*9999999999]", "--temperature nan", "--temperature 1e-310", "--cooling 1.1"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         parse_args(flags.split())
