@@ -59,7 +59,7 @@ class Config:
         if min(self.workers, self.fine_tune_steps) < 0 or self.d_embed < 2:
             raise ValueError("--workers and --fine_tune_steps cannot be negative, and --d_embed is at least 2")
         if self.from_scratch and (self.mdlm_per_seed or self.fine_tune_steps or self.rates):
-            raise ValueError("--from_scratch goes on from nothing, at its own rates: leave out --mdlm_per_seed, --fine_tune_steps and --rates")
+            raise ValueError("--from_scratch goes on from nothing at its own rates: leave out --mdlm_per_seed, --fine_tune_steps, --rates")
         if self.fine_tune_steps and not self.rates:
             raise ValueError("--fine_tune_steps needs --rates: the scale's were chosen for its own length")
         numbers = [float(rate) for rate in self.rates if re.fullmatch(r"\d[\d.]*(e-\d+)?", rate)]
