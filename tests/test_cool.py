@@ -1,14 +1,15 @@
-"""reproduce.py --cool: how far the temperature falls, chosen beside settings that an earlier run chose."""
+"""reproduce.py --cool: how far the temperature falls, chosen beside settings that an earlier run chose; and what results/cool.md tells."""
 
 import json
 import shutil
 
 import pytest
+from pages import MODELS, README, RESULTS, claims, rows_below
 
 import reproduce
 import reproduce_config
 from config import Problem
-from reproduce_config import parse_args
+from reproduce_config import parse_args, settings_at
 from sampler_config import parse_args as sampler_args
 
 
@@ -50,3 +51,24 @@ def test_cool_without_a_tuning_is_a_usage_error(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--cool"])
     assert "name their --tuning" in capsys.readouterr().err
+
+
+def test_what_cooling_changes_stands_in_the_jsons():
+    """The ratios and their intervals, README's too; what MAUVE, n-grams and repetition are without and with it; and that of the settings
+    that were tried the largest fall is the best."""
+    (before, _), (found, _), said = claims("claim_D128_again"), claims("claim_cool_again"), RESULTS["cool"]
+    for of, form in ((found, "needs {:.1f} times as many (by Student's t {:.1f} to {:.1f})"),
+                     (found["controls"]["masked"], "and the control {:.1f} ({:.1f} to {:.1f})")):
+        at = of["against_best"]["at"]["8"]
+        assert form.format(at["ratio"], *at["student"]) in said and f"{at['ratio']:.1f} times ({at['student'][0]:.1f}" in README
+    (rows,) = rows_below(said, "| without and with cooling | T = 4 | 8 | 16 | 32 | 64 |")
+    what = {"MAUVE": ("mauve", 2), "2-gram JS": ("js_2", 3), "4-gram JS": ("js_4", 3), "repetition": ("repetition", 3)}
+    for row, *values in rows:
+        who, path, column = row.replace("`", "").split(", ")
+        (name, digits), keys = what[column], [f"{MODELS[who]}/{path}/{T}" for T in (4, 8, 16, 32, 64)]
+        pairs = [[of["cells"][key] for of in (before, found)] for key in keys]
+        assert values == [", ".join(f"{c[name][0]:.{digits}f}" for c in pair) if len({c["num_samples"] for c in pair}) == 1 else "-"
+                          for pair in pairs], row
+    best = [settings_at(tried, T)[0].get("cooling") for name, tried in found["tuning"].items()
+            for T in (8, 16, 32, 64) if name.split("/")[1] not in ("remdm", "ar")]
+    assert set(best) == {0.6} and f"is best in {len(best)} cases of {len(best)}" in said

@@ -49,7 +49,7 @@ def test_numbers_of_the_evaluation_stand_in_their_json():
                                               ("claim_mdlms", RESULTS["claim"], "path"), ("claim_one_piece", RESULTS["one_piece"], "path"),
                                               ("claim_scratch", RESULTS["scratch"], "path"), ("claim_long", RESULTS["budgets"], "path"),
                                               ("claim_D128", RESULTS["sphere"], "path"), ("claim_D128", README, "sampler"),
-                                              ("claim_D128_again", RESULTS["again"], "path"),
+                                              ("claim_D128_again", RESULTS["again"], "path"), ("claim_cool_again", RESULTS["cool"], "path"),
                                               ("claim_scratch_D128_again", RESULTS["scratch"], "path")])
 def test_every_cell_of_the_claim_s_tables_is_that_cell_of_its_json(name, text, head):
     """All rows of the tables of the claim, of one MDLM, in float32, from scratch, of longer fine-tuning, of other seeds, and README's."""
@@ -71,9 +71,9 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
     for of, rows in zip((found, found["controls"]["masked"]), rows_below(said, f"| rule of both | {columns}"), strict=True):
         assert {name.strip("`"): values for name, *values in rows} == {
             rule: [value(each[T]) for T in steps] for rule, each in of["same_rule"].items()}
-    pages = said + "".join(RESULTS[page] for page in ("claim", "one_piece", "sphere", "again", "scratch", "budgets"))
+    pages = said + "".join(RESULTS[page] for page in ("claim", "one_piece", "sphere", "again", "cool", "scratch", "budgets"))
     tables = list(rows_below(pages, "| DSL | against | calls | NLL | each seed better | 4-gram JS | MAUVE | of all texts |"))
-    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again", "claim_scratch",
+    runs = ("claim", "claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again", "claim_cool_again", "claim_scratch",
             "claim_scratch_D128_again", "claim_long")
     duels = [(claims(name)[0]["cells"], *pair) for name, rows in zip(runs, tables, strict=True)
              for pair in zip(claims(name)[0]["duels"], rows, strict=True)]
@@ -88,8 +88,8 @@ def test_duels_and_differences_of_the_claim_are_those_of_its_json():
 
 def test_the_ratios_of_calls_stand_in_their_json():
     """Pooled and by seed, to MDLM continued and to the control, as far as 128 calls, beyond which there are few texts."""
-    pages = "".join(RESULTS[page] for page in ("claim", "one_piece", "sphere", "again"))
-    for name, rows in zip(("claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again"),
+    pages = "".join(RESULTS[page] for page in ("claim", "one_piece", "sphere", "again", "cool"))
+    for name, rows in zip(("claim_mdlms", "claim_one_piece", "claim_D128", "claim_D128_again", "claim_cool_again"),
                           rows_below(pages, "| T | MDLM continued | the control |"), strict=True):
         found, _ = claims(name)
         assert len(rows) == 4
