@@ -182,6 +182,7 @@ def train_to_tune(cfg, wanted, here, known):
 
 
 def near(curve, T, entry, setting=None):
+    """What to attempt: the setting of an entry, or another, at two temperatures around the entry's own."""
     return curve, T, setting or entry["setting"], [entry["temperature"] * factor for factor in NEAR]
 
 

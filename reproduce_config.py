@@ -27,7 +27,7 @@ class Config:
     out_dir: str = arg("out/reproduce", "checkpoints and samples, from which an interrupted run goes on")
     results: str = arg("results/claim", "where tables and figures go: NAME.json, NAME.png, NAME_training.json, ...")
     tuning: str = arg("", "results/claim_spread_tuning.json, say: its settings and, without --from_scratch and --rates, its learning rates")
-    cool: bool = arg(False, "choose how far the temperature falls over the steps, at the settings of --tuning, where none has chosen yet")
+    cool: bool = arg(False, "choose how far the temperature falls over the steps, at the settings of --tuning; read if that run chose it")
     cell: str = arg("", "only this cell, model/path/T: drawn anew with another seed and shown beside --results")
     calls: tuple[int, ...] = arg((), "only these T, of those of the scale; the largest take the longest. Empty: all")
     paths: tuple[str, ...] = arg((), "only these paths, with remdm among them. Empty: all")

@@ -28,7 +28,7 @@ class Config:
     nucleus: str = arg("usual", "what becomes of the token that crosses top_p: usual keeps it, remdm drops it (but never the likeliest)",
                        choices=("usual", "remdm"))
     temperature: float = arg(1.0, "divides the logits; 0 takes the likeliest token")
-    cooling: float = arg(0.0, "c: over the steps the temperature falls evenly from 1 + c to 1 - c times --temperature")
+    cooling: float = arg(0.0, "c: over the steps the temperature falls linearly from 1 + c to 1 - c times --temperature")
     order: str = arg("independent", "positions that are revealed or forgotten at once: independent of each other, or spread over the text, "
                                     "as letters drawn side by side know nothing of each other; mend and mend-recorded spread them always",
                      choices=("independent", "spread"))
