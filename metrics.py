@@ -117,6 +117,19 @@ def entropy(texts):
     return torch.tensor([torch.xlogy(c / c.sum(), c.sum() / c).sum().item() for c in counts], dtype=torch.float64)
 
 
+def conditional_entropy(texts, n):
+    """Entropy in nats of a token given the n - 1 before it, of all texts pooled: of their n-grams less that of what these begin with.
+
+    A finite sample's is too low: compare only at equal numbers of tokens. ValueError if there is no n-gram.
+    """
+    def joint(texts, n):
+        count = np.bincount(ngrams(texts, n)[0])
+        p = count[count > 0] / count.sum()
+        return -(p * np.log(p)).sum().item()
+
+    return joint(texts, n) - (joint([text[:-1] for text in texts], n - 1) if n > 1 else 0)
+
+
 def ngrams(texts, n):
     """All n-grams within texts, numbered so that equal ones and only those have equal numbers -> number (M,), text (M,) it is from."""
     texts = [torch.as_tensor(text).cpu().numpy() for text in texts]

@@ -1,5 +1,6 @@
 """MAUVE against its authors' package; entropy, n-gram distances and standard errors against cases worked out by hand."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import area, distinct, divergence_curve, entropy, mauve, ngram_js, principal_components, repetition
+from metrics import area, conditional_entropy, distinct, divergence_curve, entropy, mauve, ngram_js, principal_components, repetition
 
 SHIFTS = {"same": 0.0, "shifted": 2.0, "disjoint": 60.0}  # distance of the two centres; the clouds have standard deviation 1
 
@@ -148,6 +149,18 @@ def test_entropy_of_known_texts():
     texts = [torch.zeros(8).long(), torch.arange(8), torch.tensor([3, 50257] * 4), [1, 1, 1, 2]]
     assert entropy(texts).tolist() == pytest.approx([0, math.log(8), math.log(2), math.log(4) - 0.75 * math.log(3)])
     assert torch.equal(entropy(torch.stack(texts[:3])), entropy(texts[:3])) and entropy([]).shape == (0,)
+
+
+def test_conditional_entropy_of_known_texts():
+    coin = list(itertools.product((0, 1), repeat=4))
+    assert [conditional_entropy(coin, n) for n in (1, 2, 3)] == pytest.approx([math.log(2)] * 3)
+    assert [conditional_entropy([[0, 1] * 4, [1, 0] * 4], n) for n in (1, 2)] == pytest.approx([math.log(2), 0])
+    parity = [(a, b, a ^ b) for a, b in itertools.product((0, 1), repeat=2)]  # a third token that only both others tell
+    assert [conditional_entropy(parity, n) for n in (1, 2, 3)] == pytest.approx([math.log(2), math.log(2), 0])
+    by_hand = 0.75 * (math.log(3) - 2 / 3 * math.log(2))  # of the four bigrams 00, 01, 01, 10 three begin with 0
+    assert conditional_entropy([[0, 0, 1], [0, 1, 0]], 2) == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match="no 3-gram"):
+        conditional_entropy([[0, 1]], 3)
 
 
 def js_of(*what):
