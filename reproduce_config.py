@@ -234,14 +234,14 @@ def earlier(cfg):
 
 
 def claim_of(cfg):
-    """The json of --results, of which --cell is to be drawn anew. Raises Problem where it is not there, no claim, or without that cell."""
+    """The json of --results, of which --cell, if any, is to be drawn anew. Raises Problem where it is no claim, or without that cell."""
     try:
         with open(f"{cfg.results}.json") as f:
             stored = json.load(f)
         cells, *_ = (stored[key] for key in ("cells", "config", "learning_rates", "tuning", "data"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Problem(f"{cfg.results}.json holds no claim ({error}): name the --results of an earlier run") from None
-    if cfg.cell not in cells:
+    if cfg.cell and cfg.cell not in cells:
         raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(cells)}")
     return stored
 

@@ -6,75 +6,91 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import measures
 from config import Problem, parse
 from metrics import conditional_entropy
-
-REAL = {"entropy": 2.75, "entropy_2": 1.05, "entropy_3": 1.2}
 
 
 def asked(flags=""):
     return parse(measures.Config, flags.split())
 
 
-def points(shift):
-    """NLL = entropy + shift at five temperatures; the other entropies are a half and a quarter of it, JS is lowest at the third."""
-    return [{"nll": h + shift, "entropy": h, "entropy_2": h / 2, "entropy_3": h / 4, "js_4": shift + abs(h - 3), "not_mauve": shift}
-            for h in (2.0, 2.5, 3.0, 3.5, 4.0)]
-
-
 def test_quality_is_read_where_the_entropy_is_that_of_real_text_or_at_the_best_temperature():
-    found = measures.qualities(points(0.5), REAL)
-    assert math.isnan(found.pop("entropy_3"))  # 4.8 would be needed, and there is no more than 4
-    assert found == pytest.approx({"entropy": 3.25, "entropy_2": 2.6, "js_4": 0.5, "not_mauve": 0.5})
+    """NLL = entropy + 0.5 at five temperatures. The other entropy is half of it, and falls again at the hottest, across the target."""
+    points = [{"nll": h + 0.5, "entropy": h, "entropy_2": min(h, 5.2 - h) / 2, "js_4": 1 + abs(h - 3), "not_mauve": h}
+              for h in (2.0, 2.5, 3.0, 3.5, 4.0)]
+    found = measures.qualities(points, {"entropy": 2.75, "entropy_2": 1.05})
+    assert math.isnan(found.pop("not_mauve"))  # the coldest is the best of these, and a colder one may be better
+    assert found == pytest.approx({"entropy": 3.25, "entropy_2": 2.6, "js_4": 1})
+    out = measures.qualities(points, {"entropy": 4.1, "entropy_2": 1.4})
+    assert math.isnan(out["entropy"]) and math.isnan(out["entropy_2"])  # more varied than any
+
+
+def test_pooled_entropies_are_those_of_as_many_real_texts():
+    real = list(torch.randint(4, (7, 12), generator=torch.Generator().manual_seed(0)))
+    found = measures.of_real_text(real, 3)
+    assert found["entropy_2"] == pytest.approx((conditional_entropy(real[:3], 2) + conditional_entropy(real[3:6], 2)) / 2)
 
 
 def test_the_ratio_of_calls_is_that_of_the_curves():
     """The other's quality is 4 - log2(T) / 4, so it needs 16 calls for 3, which ours has with 8, and 2^0.2 times fewer for 0.05 more."""
-    cfg = asked("--at 8 16 --calls 4 8 16 32 64")
-    other = {T: 4 - math.log2(T) / 4 for T in cfg.calls}
-    shifts = np.array([-0.05, 0, 0.05])
+    cfg, shifts = asked("--at 8 --calls 4 8 16 32 64"), np.array([-0.05, 0, 0.05])
 
-    def cell(T, value, end=0.0):
-        of = {"entropy": value, "entropy_2": math.nan, "entropy_3": value + end, "js_4": value - end, "not_mauve": value}
-        return {"nfe": float(T), "all": of, "by_seed": [{what: x + shift for what, x in of.items()} for shift in shifts]}
+    def cell(T, value, by_seed, js=0.0):
+        of = [{"entropy": value + x, "entropy_2": value + 0.7 + x, "js_4": value - js + x, "not_mauve": math.nan} for x in (0, *by_seed)]
+        return {"nfe": float(T), "all": of[0], "by_seed": of[1:]}
 
-    found = {(cfg.other, T): {**(c := cell(T, value)), "by_seed": [c["all"]] * 3} for T, value in other.items()}
-    found |= {(cfg.ours, 8): cell(8, 3.0, 0.7), (cfg.ours, 16): cell(16, 2.75)}
-    out = measures.compare(found, cfg)
-    at = out["entropy"][8]
-    assert at["ratio"] == pytest.approx(2) and at["by_seed"] == pytest.approx(list(2 * 2 ** (-4 * shifts))) and at["ends"] == [0.5, 8]
+    found = {(cfg.other, T): cell(T, 4 - math.log2(T) / 4, (0, 0, 0)) for T in cfg.calls} | {(cfg.ours, 8): cell(8, 3.0, shifts, js=0.7)}
+    for c in (found[cfg.ours, 8]["all"], *found[cfg.ours, 8]["by_seed"]):
+        c["entropy_2"] += 0.7
+    found[cfg.other, 4]["by_seed"][0]["entropy_2"] = math.nan  # the other's shortest run that is known has 8 calls then
+    out = {what: of[8] for what, of in measures.compare(found, cfg).items()}
+    assert out["entropy"]["ratio"] == (pytest.approx(2), "")
+    assert [x for x, _ in out["entropy"]["by_seed"]] == pytest.approx(list(2 * 2 ** (-4 * shifts)))
     half = 4.303 * 4 * math.log(2) * 0.05 / 3**0.5
-    assert at["student"] == pytest.approx([2 * math.exp(-half), 2 * math.exp(half)]) and out["entropy"][16]["ratio"] == pytest.approx(2)
-    assert out["entropy_3"][8]["ratio"] == 0.5 and out["js_4"][8]["ratio"] == 8  # better at once, and never
-    assert np.isnan([*out["entropy_3"][8]["student"], *out["js_4"][8]["student"], out["entropy_2"][8]["ratio"]]).all()
+    assert out["entropy"]["student"] == pytest.approx([2 * math.exp(-half), 2 * math.exp(half)])
+    assert out["entropy_2"]["by_seed"] == [(1, "<"), (0.5, "<"), (0.5, "<")] and out["js_4"]["ratio"] == (8, ">")
+    assert np.isnan([*out["entropy_2"]["student"], *out["js_4"]["student"], out["not_mauve"]["ratio"][0]]).all()
 
 
 def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
-    cfg = asked("--data toy --other mdlm_more/remdm --at 4 --calls 4 16 --factors 0.5 1 2 --texts 6 --workers 1")
+    flags = "--data toy --out_dir out/reproduce --claim results/claim --other mdlm_more/remdm --at 4 --calls 4 16"
+    cfg = asked(f"{flags} --factors 2 0.5 1 --texts 6 --workers 1")
     measures.main(cfg)
-    found = json.loads((tmp_path / "results" / "measures.json").read_text())
-    assert (tmp_path / "results" / "measures.png").exists() and "ratio at 4" in capsys.readouterr().out and found["num_samples"] == 18
-    assert list(found["cells"]) == ["dsl/mend/4", "mdlm_more/remdm/4", "mdlm_more/remdm/16"]
-    seen, temperatures = found["cells"]["dsl/mend/4"]["temperatures"], set()
+    found = json.loads((tmp_path / "results" / "claim_measures.json").read_text())
+    assert (tmp_path / "results" / "claim_measures.png").exists() and "ratio at 4" in capsys.readouterr().out
+    assert list(found["cells"]) == ["dsl/mend/4", "mdlm_more/remdm/4", "mdlm_more/remdm/16"] and found["num_samples"] == 18
+    judge, real, features, *_ = measures.prepare(measures.claimed(cfg)[1])
+    assert found["real"]["entropy_2"] == pytest.approx(np.mean([conditional_entropy(real[i : i + 18], 2) for i in (0, 18)]))
+    seen, temperatures, all_texts = found["cells"]["dsl/mend/4"]["temperatures"], set(), [[], [], []]
     for s, seed in enumerate((0, 1, 2)):
         files = {float(f.name.split("-")[2]): f for f in (tmp_path / "out/reproduce/samples_measures/dsl/mend").glob(f"4-{seed}-*.jsonl")}
         texts = [[json.loads(line)["ids"] for line in files[t].read_text().splitlines()] for t in sorted(files)]
         temperatures.add(tuple(sorted(files)))
         assert [len(t) for t in texts] == [6, 6, 6]
         assert [p["entropy_2"] for p in seen["by_seed"][s]] == pytest.approx([conditional_entropy(t, 2) for t in texts])
+        all_texts = [some + more for some, more in zip(all_texts, texts)]
     (told,) = temperatures
     assert np.array(told) / told[1] == pytest.approx([0.5, 1, 2], abs=0.01)
     assert [p["nll"] for p in seen["all"]] == pytest.approx(np.mean([[p["nll"] for p in of] for of in seen["by_seed"]], 0))
+    assert [p["js_4"] for p in seen["all"]] == pytest.approx([measures.ngram_js(t, real[:18], 4)[0] for t in all_texts])
+    of_seed = measures.qualities(seen["by_seed"][1], measures.of_real_text(real, 6))
+    assert found["cells"]["dsl/mend/4"]["by_seed"][1] == {what: None if math.isnan(x) else x for what, x in of_seed.items()}
+
     for other, match in (({"other": "mdlm/remdm"}, "has no mdlm/remdm: choose --other of"), ({"texts": 13}, "39 .* there are 36: lower"),
-                         ({"ours": "dsl/soft"}, "has no cell dsl/soft/4")):
+                         ({"ours": "mend"}, "has no mend: choose --ours of"), ({"claim": "x"}, "x.json holds no claim .* the --claim of")):
         with pytest.raises(Problem, match=match):
             measures.main(replace(cfg, **other))
+    stored = json.loads((tmp_path / "results" / "claim.json").read_text())
+    (tmp_path / "results" / "other.json").write_text(json.dumps(stored | {"judge": "another"}))
+    with pytest.raises(Problem, match="is not that of results/other.json"):
+        measures.main(replace(cfg, claim="results/other"))
 
 
-@pytest.mark.parametrize("flags", ["--texts 1", "--factors 0 1", "--at 1"])
+@pytest.mark.parametrize("flags", ["--texts 1", "--factors 0 1", "--factors 1 1", "--at 1", "--results results/claim_D128"])
 def test_impossible_flags_are_usage_errors(flags, capsys):
     with pytest.raises(SystemExit):
         asked(flags)
-    assert "must be at least 2, --factors above 0" in capsys.readouterr().err
+    assert ("overwritten" if "results" in flags else "--factors two or more above 0") in capsys.readouterr().err
