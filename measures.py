@@ -31,7 +31,7 @@ class Config:
     at: tuple[int, ...] = arg((8, 16), "T of ours")
     other: str = arg("mdlm_more/mend-recorded", "what it is compared with, model/path")
     calls: tuple[int, ...] = arg((4, 8, 16, 32, 64), "T of the other")
-    factors: tuple[float, ...] = arg((0.7, 0.85, 1.0, 1.15, 1.3, 1.6), "of the temperature that the claim's tuning found")
+    factors: tuple[float, ...] = arg((0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6), "of the temperature that the claim's tuning found")
     texts: int = arg(170, "texts of each training seed at each temperature")
     results: str = arg("", "where the table and the figure go: NAME.json, NAME.png; empty: --claim with _measures")
     workers: int = arg(0, "as in reproduce.py")

@@ -54,7 +54,7 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run, STDOUT=None))
     no_signals = contextlib.nullcontext(SimpleNamespace(agreed=lambda: False))  # they want the main thread
     monkeypatch.setattr(train, "StopSignal", lambda: no_signals)
-    monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 2) for task in tasks])
+    monkeypatch.setattr(reproduce, "sample_all", lambda cfg, tasks, what: [reproduce.work(cfg, task, 1) for task in tasks])
     monkeypatch.chdir(tmp_path)
     return parse_args(["--data", "toy", "--workers", "1"]), ran
 

@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from claim_toy import claim_once, claimed, toy  # noqa: F401, fixtures
 from train_config import parse_args
 
+torch.set_num_threads(1)  # of networks of a few channels two threads would mostly wait for each other
+
 
 @pytest.fixture(autouse=True)
 def each_test_starts_with_denormal_numbers():
