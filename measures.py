@@ -65,10 +65,15 @@ def numbers(texts, nll, features, real, of_real):
             "js_4": ngram_js(texts, real[:n], 4)[0], "not_mauve": 1 - mauve(features, of_real[:n], range(3)).mean().item()}
 
 
-def of_real_text(real, n):
-    """{entropy: what it is of n real texts}: that of few texts pooled is too low, so a sampler's is compared with that of as many."""
+def of_real_text(real, of_real, n):
+    """{measure: what it is of n real texts}: the entropy of few texts pooled is too low, so a sampler's is compared with that of as many;
+    and, where there are twice as many, how far n of them are from n others, which no sampler can beat but by chance."""
     parts = [real[i : i + n] for i in range(0, len(real) - n + 1, n)]
-    return {"entropy": entropy(real).mean().item(), "entropy_2": float(np.mean([conditional_entropy(part, 2) for part in parts]))}
+    found = {"entropy": entropy(real).mean().item(), "entropy_2": float(np.mean([conditional_entropy(part, 2) for part in parts]))}
+    if len(parts) > 1:
+        found["js_4"] = ngram_js(parts[1], parts[0], 4)[0]
+        found["not_mauve"] = 1 - mauve(of_real[n : 2 * n], of_real[:n], range(3)).mean().item()
+    return found
 
 
 def qualities(points, target):
@@ -169,7 +174,8 @@ def main(cfg):
     print(f"{len(plan)} cells at {len(factors)} temperatures, {n} texts of {len(seeds)} seeds at each; models of {cfg.out_dir}, settings "
           f"of {cfg.claim}.json", flush=True)
     sample_all(asked, [task for tasks in plan.values() for task in tasks], "sampling")
-    of_all, of_seed, seen, found = of_real_text(real, n), of_real_text(real, cfg.texts), {}, {}
+    of_all, of_seed = (of_real_text(real, of_real, texts) for texts in (n, cfg.texts))
+    seen, found = {}, {}
     for key, tasks in tqdm(plan.items(), "comparing with real text", leave=False):
         c = measure(asked, sum(tasks, []), judge)
         seen[key] = look(c, (len(seeds), len(factors), cfg.texts), real, of_real)

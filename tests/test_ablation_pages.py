@@ -1,6 +1,7 @@
 """The tables of results/ablations.md and of "Start or rate", and some of their sentences, tell the numbers of their jsons."""
 
 import json
+import re
 import shlex
 
 from pages import README, RESULTS, ROOT, claims, gain, rows_below
@@ -76,3 +77,29 @@ def test_another_rate_and_32_dimensions_with_the_other_seeds_stand_in_their_json
             f"would be {gain(slow[8], claims('claim_D128_again')[0]['cells']['mdlm_more/mend-recorded/32']['nll_by_seed'])} behind"]
     assert not [words for words in told if words not in RESULTS["ablations"]], told
     assert six[0] in README and f"it is {six[0]}" in RESULTS["sphere"]
+
+
+def test_rates_by_the_sampler_stand_in_their_jsons():
+    (rows,) = rows_below(RESULTS["ablations"], "| learning rate | T = 8 | 16 | 32 | own loss |")
+    two, three, training = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in (
+        "rates", "rates_all", "claim_D128_again_training"))
+    cells = claims("claim_D128_again")[0]["cells"]
+    more = {T: cells[f"mdlm_more/mend-recorded/{T}"]["nll_by_seed"] for T in (8, 16, 32)}
+    found = [(more, [training["trainings"][f"mdlm_more-{seed}"] for seed in (3, 4, 5)])]
+    for of, name, path in ((two, "dsl_each_D128", "mend"), (two, "dsl_each_D128_slow", "mend"), (three, "dsl_each_D128_fast", "mend"),
+                           (three, "mdlm_each_slow", "mend-recorded"), (three, "mdlm_each_fast", "mend-recorded")):
+        variant = of["variants"][name]
+        found.append(({T: variant["nll_by_seed"][f"{path}/{T}"] for T in (8, 16, 32)}, variant["trained"].values()))
+    found.insert(3, found.pop(0))  # the table has DSL's first
+    for (label, *values), (nll, trained) in zip(rows, found, strict=True):
+        configs = [train_args(shlex.split(each["command"])[2:]) for each in trained]
+        losses = [own_loss(each["validation"], config) for each, config in zip(trained, configs)]
+        assert values == [*(", ".join(f"{x:.2f}" for x in nll[T]) for T in (8, 16, 32)), ", ".join(f"{x:.3f}" for x in losses)], label
+        assert {config.lr for config in configs} == {float(re.search(r"[\d.]+e-\d", label)[0])}
+    ours, slow, fast, more, more_slow, more_fast = (nll for nll, _ in found)
+    twice, half = ([gain(of[T], ours[T]) for T in (8, 16, 32)] for of in (fast, slow))
+    told = [f"is {twice[0].replace(' (', ' worse at T = 8 (95% over the three pairs: ')}, {twice[1]} at 16 and {twice[2]} at 32",
+            f"half of it {half[0]}, {half[1]} and {half[2]}", f"is as good, {gain(more_slow[32], more[32])}",
+            f"twice of it {gain(more[32], more_fast[32]).replace(' (', ' better (')}",
+            f"calls would be {gain(ours[8], more_fast[32])} behind it"]
+    assert not [words for words in told if words not in RESULTS["ablations"]], told

@@ -28,10 +28,12 @@ def test_quality_is_read_where_the_entropy_is_that_of_real_text_or_at_the_best_t
     assert math.isnan(out["entropy"]) and math.isnan(out["entropy_2"])  # more varied than any
 
 
-def test_pooled_entropies_are_those_of_as_many_real_texts():
-    real = list(torch.randint(4, (7, 12), generator=torch.Generator().manual_seed(0)))
-    found = measures.of_real_text(real, 3)
+def test_real_text_is_measured_by_as_many_texts():
+    real, features = list(torch.randint(4, (7, 12), generator=torch.Generator().manual_seed(0))), torch.randn(7, 5)
+    found = measures.of_real_text(real, features, 3)
     assert found["entropy_2"] == pytest.approx((conditional_entropy(real[:3], 2) + conditional_entropy(real[3:6], 2)) / 2)
+    assert found["js_4"] == measures.ngram_js(real[3:6], real[:3], 4)[0] > 0 and 0 <= found["not_mauve"] < 1
+    assert measures.of_real_text(real, features, 4).keys() == {"entropy", "entropy_2"}  # there are no 4 others
 
 
 def test_the_ratio_of_calls_is_that_of_the_curves():
@@ -76,7 +78,7 @@ def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
     assert np.array(told) / told[1] == pytest.approx([0.5, 1, 2], abs=0.01)
     assert [p["nll"] for p in seen["all"]] == pytest.approx(np.mean([[p["nll"] for p in of] for of in seen["by_seed"]], 0))
     assert [p["js_4"] for p in seen["all"]] == pytest.approx([measures.ngram_js(t, real[:18], 4)[0] for t in all_texts])
-    of_seed = measures.qualities(seen["by_seed"][1], measures.of_real_text(real, 6))
+    of_seed = measures.qualities(seen["by_seed"][1], measures.of_real_text(real, features, 6))
     assert found["cells"]["dsl/mend/4"]["by_seed"][1] == {what: None if math.isnan(x) else x for what, x in of_seed.items()}
 
     for other, match in (({"other": "mdlm/remdm"}, "has no mdlm/remdm: choose --other of"), ({"texts": 13}, "39 .* there are 36: lower"),
