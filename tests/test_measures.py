@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pages import README, RESULTS, ROOT, gain, rows_below
 
 import measures
+from claim import difference
 from config import Problem, parse
 from metrics import conditional_entropy
 
@@ -96,3 +98,58 @@ def test_impossible_flags_are_usage_errors(flags, capsys):
     with pytest.raises(SystemExit):
         asked(flags)
     assert ("overwritten" if "results" in flags else "--factors two or more above 0") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["claim_D128_again", "claim_cool_again"])
+def test_the_page_tells_the_numbers_of_its_jsons(name):
+    found, page = json.loads((ROOT / "results" / f"{name}_measures.json").read_text()), RESULTS["measures"]
+    of = ("claim_D128_again", "claim_cool_again").index(name)
+    cells = [f"{'DSL' if key.startswith('dsl') else 'MDLM continued'}, T = {key.rsplit('/', 1)[1]}" for key in found["cells"]]
+
+    def told(x, digits):
+        return "-" if x is None else f"{x:.{digits}f}"
+
+    def ratio(at):
+        (value, bound), student = at["ratio"], at["student"]
+        each = ", ".join(f"{b} {x:.1f}".strip() for x, b in at["by_seed"])
+        return f"{bound} {value:.1f} ({each}".strip() + (")" if student[0] is None else f"; {student[0]:.1f} to {student[1]:.1f})")
+
+    rows = list(rows_below(page, f"| | {' | '.join(cells)} | real text |"))[of]
+    for (_, *values), what, digits in zip(rows, (*measures.MATCHED, *measures.LOWEST), (2, 2, 3, 3), strict=True):
+        real = found["real"]["nll" if what in measures.MATCHED else what]
+        assert values == [told(x, digits) for x in (*(c["all"][what] for c in found["cells"].values()), real)], what
+    rows = list(rows_below(page, "| calls of MDLM continued for those of DSL | T = 8 | T = 16 |"))[of]
+    for (_, *values), what in zip(rows, (*measures.MATCHED, "js_4"), strict=True):
+        assert values == [ratio(found["ratios"][what][T]) for T in ("8", "16")], what
+
+
+def test_what_the_page_and_the_readme_say_of_it():
+    before, after = (json.loads((ROOT / "results" / f"claim_{name}_again_measures.json").read_text()) for name in ("D128", "cool"))
+    of, rival = before["cells"], "mdlm_more/mend-recorded"
+
+    def seeds(cell, what="entropy_2"):
+        return [c[what] for c in of[cell]["by_seed"]]
+
+    def less(a, b, what):
+        return f"{of[a]['all'][what] - of[b]['all'][what]:.2f}"
+
+    pairs = [less(f"{rival}/{T}", f"dsl/mend/{T}", what) for what in ("entropy", "entropy_2") for T in (8, 16)]
+    even = [f"{np.interp(before['real']['entropy'], *zip(*((p['entropy'], p['entropy_2']) for p in of[cell]['temperatures']['all']))):.2f}"
+            for cell in ("dsl/mend/8", "dsl/mend/16", f"{rival}/8", f"{rival}/64")]
+    middle, half = difference(seeds("dsl/mend/16", "js_4"), seeds(f"{rival}/16", "js_4"), paired=True)
+    gains = [of[cell]["all"]["entropy_2"] - after["cells"][cell]["all"]["entropy_2"]
+             for cell in ("dsl/mend/8", "dsl/mend/16", f"{rival}/8", f"{rival}/16", f"{rival}/32")]
+    said = [f"are {pairs[0]} nats better than 8 of MDLM and 16 of them {pairs[1]} better",
+            f"given the letter before it is {pairs[2]} and {pairs[3]}",
+            f"{even[0]} for DSL with 8 calls, {even[1]} with 16, {even[2]} for MDLM with 8 and {even[3]} with 64",
+            f"by {gain(seeds(f'{rival}/64'), seeds('dsl/mend/16')).replace(' (', ' in the mean (')}",
+            f"undecided at T = 8, {gain(seeds('dsl/mend/8'), seeds(f'{rival}/32'))}, and at 16",
+            f"by {middle:.3f} in the mean of the seeds ({middle - half:.3f} to {middle + half:.3f})",
+            f"{gains[0]:.2f} and {gains[1]:.2f} for DSL with 8 and 16 calls, {gains[2]:.2f} and {gains[3]:.2f} for MDLM with 8 and 16, "
+            f"and with 32 it is {-gains[4]:.2f} worse"]
+    assert not [words for words in said if words.replace("-", "−") not in RESULTS["measures"]], said
+    ratio, js = (before["ratios"][what]["8"] for what in ("entropy_2", "js_4"))
+    for at, form in ((ratio, "worth {:.1f} times as many of MDLM's ({:.1f} to {:.1f})"),
+                     (js, "each at its best temperature, {:.1f} times ({:.1f} to {:.1f})")):
+        assert form.format(at["ratio"][0], *at["student"]) in README
+    assert f"its 16 still more than four times, by {less(f'{rival}/64', 'dsl/mend/16', 'entropy_2')} nats" in README
