@@ -14,7 +14,7 @@ demo: out/demo/ckpt.pt
 
 test: .venv/tested
 	$(BIN)ruff check .
-	$(BIN)python -m pytest -q tests
+	$(BIN)python -m pytest -q -n 2 --dist loadfile tests
 
 # Train in steps that end: an interrupted demo goes on where its last checkpoint stands, a finished one is left alone.
 .PHONY: out/demo/ckpt.pt

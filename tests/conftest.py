@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from claim_toy import claim_once, claimed, toy  # noqa: F401, fixtures
 from train_config import parse_args
 
-torch.set_num_threads(1)  # of networks of a few channels two threads would mostly wait for each other
+torch.set_num_threads(1)  # make test runs two processes, and in a network of a few channels threads mostly wait for each other
 
 
 @pytest.fixture(autouse=True)
