@@ -5,8 +5,8 @@
 
 A sampler's divergence from the judge is the judge's NLL of its texts less their entropy rate, which nobody knows, so low NLL may be bought
 with little variety. reproduce.py reads the NLL where the unigram entropy of a text is that of real text. The entropy of a token given the
-one before it, of all texts pooled, is lower and so nearer to the rate, which is lower still. Here the NLL is read where either is that of
-real text; and, where nothing need be matched, 4-gram Jensen-Shannon divergence and MAUVE are taken at the temperature that is best by them.
+one before it, of all texts pooled, is lower, and nearer to the rate. Here the NLL is read where either is that of real text; and, where
+nothing need be matched, 4-gram Jensen-Shannon divergence and MAUVE are taken at the temperature that is best by them.
 """
 
 import math
@@ -54,7 +54,7 @@ from metrics import conditional_entropy, entropy, mauve, ngram_js
 from report import pyplot, save_figure, save_json, table
 from reproduce import measure, prepare, sample_all
 
-MATCHED = {"entropy": "a text's tokens", "entropy_2": "a token given the one before"}  # of which entropy; given two, it takes more texts
+MATCHED = {"entropy": "a text's tokens", "entropy_2": "a token given the one before"}  # of what; given two, it would take more texts
 LOWEST = {"js_4": "4-gram JS", "not_mauve": "1 - MAUVE"}  # of several temperatures, so a little too low, of all samplers alike
 
 
@@ -91,7 +91,7 @@ def qualities(points, target):
 
 
 def look(c, shape, real, of_real):
-    """A cell's texts, of the `shape` (seeds, temperatures, n) -> {"all": `numbers` at each temperature, "by_seed": as much of each}."""
+    """A cell's texts, of the `shape` (seeds, temperatures, n) -> {"all": `numbers` at each temperature, "by_seed": the same of each}."""
     index = np.arange(len(c["texts"])).reshape(shape)
 
     def ask(which):
@@ -102,7 +102,8 @@ def look(c, shape, real, of_real):
 
 def ratio(mine, theirs):
     """How many times the calls of ours the other needs for its quality, of `mine` (calls, value) and the other's curve `theirs`
-    [(calls, value)] -> float, "" or where that is only a bound: "<", reached by the other's shortest run, or ">", not by its longest."""
+    [(calls, value)] -> float, "" or where that is only a bound: "<", reached by its shortest run whose value is known, or ">", not by its
+    longest."""
     theirs = [(x, y) for x, y in theirs if not math.isnan(y)]
     calls, value = mine
     needed = calls_to_reach(theirs, value)
@@ -183,7 +184,8 @@ def main(cfg):
                       "by_seed": [qualities(points, of_seed) for points in seen[key]["by_seed"]]}
     ratios, where = compare(found, cfg), cfg.results or f"{cfg.claim}_measures"
     save_json(f"{where}.json", config=asdict(cfg), judge=judge.key, num_samples=n, factors=factors, real={"nll": nll, **of_all},
-              cells={f"{name}/{T}": found[name, T] | {"temperatures": seen[name, T]} for name, T in found}, ratios=ratios)
+              real_by_seed=of_seed, ratios=ratios,
+              cells={f"{name}/{T}": found[name, T] | {"temperatures": seen[name, T]} for name, T in found})
     columns = [f"{name}/{T}" for name, T in found], [f"ratio at {T}, by seed" for T in cfg.at]
     shown = [(label, *(of["all"][what] for of in found.values()), *(" ".join(f"{bound}{value:.2f}" for value, bound in ratios[what][T][
         "by_seed"]) for T in cfg.at)) for what, label in (MATCHED | LOWEST).items()]
