@@ -2,6 +2,7 @@
 
     python measures.py                                                                          # after make reproduce TEXT=prose.txt
     python measures.py --claim results/claim_D128_again --out_dir out/each_again                # with SEEDS="3 4 5"
+    python measures.py --claim results/claim_D128_again --out_dir out/each_again --tune 256     # at settings that 4-grams chose
 
 A sampler's divergence from the judge is the judge's NLL of its texts less their entropy rate, which nobody knows, so low NLL may be bought
 with little variety. reproduce.py reads the NLL where the unigram entropy of a text is that of real text. The entropy of a token given the
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from config import Problem, arg, parse, run
 from reproduce_config import Config as Claim
-from reproduce_config import as_it_was, claim_of, sampling, settings_at
+from reproduce_config import THROWN_AWAY, as_it_was, claim_of, mdlm_of, sampling, settings_at, trainings
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ class Config:
     calls: tuple[int, ...] = arg((4, 8, 16, 32, 64), "T of the other")
     factors: tuple[float, ...] = arg((0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6), "of the temperature that the claim's tuning found")
     texts: int = arg(170, "texts of each training seed at each temperature")
-    results: str = arg("", "where the table and the figure go: NAME.json, NAME.png; empty: --claim with _measures")
+    tune: int = arg(0, "texts of the thrown-away seed by whose 4-grams settings are chosen anew. 0: the claim's settings")
+    results: str = arg("", "where the table and the figure go: NAME.json, NAME.png; empty: --claim with _measures, or _measures_tuned")
     workers: int = arg(0, "as in reproduce.py")
 
     def __post_init__(self):
-        if min(self.texts, *self.at, *self.calls) < 2 or min(self.factors) <= 0 or len(set(self.factors)) < 2 or self.workers < 0:
-            raise ValueError("--texts, --at and --calls are at least 2, --factors two or more above 0, --workers not negative")
+        if (min(self.texts, *self.at, *self.calls) < 2 or min(self.factors) <= 0 or len(set(self.factors)) < 2
+                or min(self.tune, self.workers) < 0):
+            raise ValueError("--texts, --at and --calls are at least 2, --factors two or more above 0, --tune and --workers not negative")
         if self.results and os.path.abspath(self.results) == os.path.abspath(self.claim):
             raise ValueError("--claim would be overwritten: name other --results")
 
@@ -52,17 +55,17 @@ from claim import calls_to_reach, difference
 from eval_mauve import matched
 from metrics import conditional_entropy, entropy, mauve, ngram_js
 from report import pyplot, save_figure, save_json, table
-from reproduce import measure, prepare, sample_all
+from reproduce import measure, prepare, sample_all, train_all
 
 MATCHED = {"entropy": "a text's tokens", "entropy_2": "a token given the one before"}  # of what; given two, it would take more texts
-LOWEST = {"js_4": "4-gram JS", "not_mauve": "1 - MAUVE"}  # of several temperatures, so a little too low, of all samplers alike
+LOWEST = {"js_4": "4-gram JS", "one_minus_mauve": "1 - MAUVE"}  # of several temperatures, so a little too low, of all samplers alike
 
 
 def numbers(texts, nll, features, real, of_real):
     """A sampler's texts at one temperature, against the first of the real ones, as many -> {measure: float}."""
     n = len(texts)
     return {"nll": float(nll.mean()), "entropy": entropy(texts).mean().item(), "entropy_2": conditional_entropy(texts, 2),
-            "js_4": ngram_js(texts, real[:n], 4)[0], "not_mauve": 1 - mauve(features, of_real[:n], range(3)).mean().item()}
+            "js_4": ngram_js(texts, real[:n], 4)[0], "one_minus_mauve": 1 - mauve(features, of_real[:n], range(3)).mean().item()}
 
 
 def of_real_text(real, of_real, n):
@@ -72,7 +75,7 @@ def of_real_text(real, of_real, n):
     found = {"entropy": entropy(real).mean().item(), "entropy_2": float(np.mean([conditional_entropy(part, 2) for part in parts]))}
     if len(parts) > 1:
         found["js_4"] = ngram_js(parts[1], parts[0], 4)[0]
-        found["not_mauve"] = 1 - mauve(of_real[n : 2 * n], of_real[:n], range(3)).mean().item()
+        found["one_minus_mauve"] = 1 - mauve(of_real[n : 2 * n], of_real[:n], range(3)).mean().item()
     return found
 
 
@@ -159,6 +162,41 @@ def claimed(cfg):
     return stored, asked
 
 
+TRIED_AT, COLDER = (8, 16, 32), (0.6, 0.75, 0.9)  # T, and factors of a setting's temperature: 4-grams like colder texts [measured]
+GAMMAS = (0.5, 2.0, 8.0)  # every second of those that the claim's tuning tried
+
+
+def nearest(T):
+    return min(TRIED_AT, key=lambda at: abs(math.log(at / T)))
+
+
+def tune(cfg, asked, stored, judge, real):
+    """What the claim's tuning tried with GAMMAS at the T asked for, or the nearest of TRIED_AT, each with the lowest 4-gram JS at COLDER
+    temperatures: of texts of the thrown-away seed, to as many real ones -> {model/path: [entry | {"js_4"}]}."""
+    plan, curves, rates = {}, {curve.name: curve for curve in asked.curves}, stored["learning_rates"]
+    for name, wanted in ((cfg.ours, cfg.at), (cfg.other, cfg.calls)):
+        folder, near = f"lr{rates[name.split('/')[0]]}", {nearest(T) for T in wanted}
+        for i, e in enumerate(stored["tuning"][name]):
+            if e["T"] in near and e["setting"].get("gamma", 2.0) in GAMMAS:
+                plan[name, i] = [sampling(asked, curves[name], folder, e["T"], e["temperature"] * factor, e["setting"], cfg.tune,
+                                          "_measures") for factor in COLDER]
+    names = {mdlm_of(asked, THROWN_AWAY), *(f"{model}-lr{rates[model]}" for model in (name.split("/")[0] for name, _ in plan))}
+    train_all(asked, {name: argv for name, argv in trainings(asked).items() if name in names})
+    print(f"tuning: {len(plan)} settings at {len(COLDER)} temperatures, {cfg.tune} texts each", flush=True)
+    sample_all(asked, list(plan.values()), "tuning")
+    found = {}
+    for (name, i), tasks in plan.items():
+        js = [ngram_js(measure(asked, [task], judge)["texts"], real[: cfg.tune], 4)[0] for task in tasks]
+        found.setdefault(name, []).append(stored["tuning"][name][i] | {"js_4": min(js)})
+    return found
+
+
+def chosen(tried, known, T):
+    """The setting that `tune` found best at the nearest T, and the temperature that the claim's tuning, `known`, has for it."""
+    best = min((e for e in tried if e["T"] == nearest(T)), key=lambda e: e["js_4"])
+    return settings_at([e for e in known if e["setting"] == best["setting"]], T)
+
+
 def main(cfg):
     stored, asked = claimed(cfg)
     judge, real, of_real, (nll, _), _ = prepare(asked)
@@ -168,12 +206,14 @@ def main(cfg):
     if (n := cfg.texts * len(seeds)) > len(real):
         raise Problem(f"{n} texts at a temperature are compared with as many real ones, of which there are {len(real)}: lower --texts")
     plt, plan, curves = pyplot(), {}, {curve.name: curve for curve in asked.curves}
+    tuning = tune(cfg, asked, stored, judge, real) if cfg.tune else {}
     for name, T in [(cfg.ours, T) for T in cfg.at] + [(cfg.other, T) for T in cfg.calls]:
-        setting, temperature = settings_at(stored["tuning"][name], T)
+        known = stored["tuning"][name]
+        setting, temperature = chosen(tuning[name], known, T) if tuning else settings_at(known, T)
         plan[name, T] = [[sampling(asked, curves[name], seed, T, temperature * factor, setting, cfg.texts, "_measures")
                           for factor in factors] for seed in seeds]
     print(f"{len(plan)} cells at {len(factors)} temperatures, {n} texts of {len(seeds)} seeds at each; models of {cfg.out_dir}, settings "
-          f"of {cfg.claim}.json", flush=True)
+          f"{'chosen by 4-grams' if cfg.tune else f'of {cfg.claim}.json'}", flush=True)
     sample_all(asked, [task for tasks in plan.values() for task in tasks], "sampling")
     of_all, of_seed = (of_real_text(real, of_real, texts) for texts in (n, cfg.texts))
     seen, found = {}, {}
@@ -182,9 +222,9 @@ def main(cfg):
         seen[key] = look(c, (len(seeds), len(factors), cfg.texts), real, of_real)
         found[key] = {"nfe": float(c["nfe"].mean()), "all": qualities(seen[key]["all"], of_all),
                       "by_seed": [qualities(points, of_seed) for points in seen[key]["by_seed"]]}
-    ratios, where = compare(found, cfg), cfg.results or f"{cfg.claim}_measures"
+    ratios, where = compare(found, cfg), cfg.results or f"{cfg.claim}_measures{'_tuned' * bool(cfg.tune)}"
     save_json(f"{where}.json", config=asdict(cfg), judge=judge.key, num_samples=n, factors=factors, real={"nll": nll, **of_all},
-              real_by_seed=of_seed, ratios=ratios,
+              real_by_seed=of_seed, ratios=ratios, tuning=tuning,
               cells={f"{name}/{T}": found[name, T] | {"temperatures": seen[name, T]} for name, T in found})
     columns = [f"{name}/{T}" for name, T in found], [f"ratio at {T}, by seed" for T in cfg.at]
     shown = [(label, *(of["all"][what] for of in found.values()), *(" ".join(f"{bound}{value:.2f}" for value, bound in ratios[what][T][

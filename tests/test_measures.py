@@ -21,10 +21,10 @@ def asked(flags=""):
 
 def test_quality_is_read_where_the_entropy_is_that_of_real_text_or_at_the_best_temperature():
     """NLL = entropy + 0.5 at five temperatures. The other entropy is half of it, and falls again at the hottest, across the target."""
-    points = [{"nll": h + 0.5, "entropy": h, "entropy_2": min(h, 5.2 - h) / 2, "js_4": 1 + abs(h - 3), "not_mauve": h}
+    points = [{"nll": h + 0.5, "entropy": h, "entropy_2": min(h, 5.2 - h) / 2, "js_4": 1 + abs(h - 3), "one_minus_mauve": h}
               for h in (2.0, 2.5, 3.0, 3.5, 4.0)]
     found = measures.qualities(points, {"entropy": 2.75, "entropy_2": 1.05})
-    assert math.isnan(found.pop("not_mauve"))  # the coldest is the best of these, and a colder one may be better
+    assert math.isnan(found.pop("one_minus_mauve"))  # the coldest is the best of these, and a colder one may be better
     assert found == pytest.approx({"entropy": 3.25, "entropy_2": 2.6, "js_4": 1})
     out = measures.qualities(points, {"entropy": 4.1, "entropy_2": 1.4})
     assert math.isnan(out["entropy"]) and math.isnan(out["entropy_2"])  # more varied than any
@@ -36,7 +36,7 @@ def test_real_text_is_measured_by_as_many_texts():
     found = measures.of_real_text(real, features, 3)
     assert found["entropy_2"] == pytest.approx((conditional_entropy(real[:3], 2) + conditional_entropy(real[3:6], 2)) / 2)
     assert found["js_4"] == measures.ngram_js(real[3:6], real[:3], 4)[0] > 0
-    assert found["not_mauve"] == 1 - measures.mauve(features[3:6], features[:3], range(3)).mean().item()
+    assert found["one_minus_mauve"] == 1 - measures.mauve(features[3:6], features[:3], range(3)).mean().item()
     assert measures.of_real_text(real, features, 4).keys() == {"entropy", "entropy_2"}  # there are no 4 others
 
 
@@ -45,7 +45,8 @@ def test_the_ratio_of_calls_is_that_of_the_curves():
     cfg, shifts = asked("--at 8 --calls 4 8 16 32 64"), np.array([-0.05, 0, 0.05])
 
     def cell(T, value, by_seed, js=0.0):
-        of = [{"entropy": value + x, "entropy_2": value + 0.7 + x, "js_4": value - js + x, "not_mauve": math.nan} for x in (0, *by_seed)]
+        of = [{"entropy": value + x, "entropy_2": value + 0.7 + x, "js_4": value - js + x, "one_minus_mauve": math.nan}
+              for x in (0, *by_seed)]
         return {"nfe": float(T), "all": of[0], "by_seed": of[1:]}
 
     found = {(cfg.other, T): cell(T, 4 - math.log2(T) / 4, (0, 0, 0)) for T in cfg.calls} | {(cfg.ours, 8): cell(8, 3.0, shifts, js=0.7)}
@@ -58,7 +59,7 @@ def test_the_ratio_of_calls_is_that_of_the_curves():
     half = 4.303 * 4 * math.log(2) * 0.05 / 3**0.5
     assert out["entropy"]["student"] == pytest.approx([2 * math.exp(-half), 2 * math.exp(half)])
     assert out["entropy_2"]["by_seed"] == [(1, "<"), (0.5, "<"), (0.5, "<")] and out["js_4"]["ratio"] == (8, ">")
-    assert np.isnan([*out["entropy_2"]["student"], *out["js_4"]["student"], out["not_mauve"]["ratio"][0]]).all()
+    assert np.isnan([*out["entropy_2"]["student"], *out["js_4"]["student"], out["one_minus_mauve"]["ratio"][0]]).all()
 
 
 def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
