@@ -106,52 +106,40 @@ def test_the_runs_of_the_claim_agree_as_is_said():
         assert f"{told.format(len(gaps))} {sum(gaps) / len(gaps):.2f} on average" in RESULTS["earlier"]
 
 
-def test_the_readme_s_ratios_stand_in_their_json():
-    """Those of its bold sentence, by seed too, of the run without a spread order, of the published rule, and from
-    scratch, where it says what evidence and what the loss brings at T = 8 as well: from best sampler to best sampler."""
-    (found, _), (whole, _), (scratch, _), (small, _) = map(claims, ("claim_D128", "claim", "claim_scratch", "claim_mdlms"))
+def test_the_ratios_of_the_readme_and_of_the_summary_stand_in_their_json():
+    """README's of the first run with 128 dimensions, of those with 32, longer and from scratch; the summary's without a spread order, also
+    by the published rule, what `random` misses (a) by at T = 4, run by run, and what evidence and the loss bring from scratch at T = 8."""
+    names = "claim_D128", "claim_D128_again", "claim_mdlms", "claim_one_piece", "claim_long", "claim_scratch", "claim_scratch_D128_again"
+    runs, whole, summary = [claims(name)[0] for name in names], claims("claim")[0], RESULTS["README"]
 
     def told(form, of, digits=1):
         return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
 
-    runs = (found, whole, small, claims("claim_one_piece")[0])
-    ours, _, soft, soft_control, before, _, again, _ = (
-        of["against_best"]["at"]["8"] for run in runs for of in (run, run["controls"]["masked"]))
-    again_control = claims("claim_D128_again")[0]["controls"]["masked"]["against_best"]["at"]["16"]["by_seed"]
-    (early, late), (early_control, late_control) = ([of["against_best"]["at"][T]["by_seed"] for T in ("16", "32")]
-                                                    for of in (found, found["controls"]["masked"]))
-    rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
-    short, short_scratch = (of["cells"]["dsl/random/4"]["nll"][0] - of["cells"]["mdlm_more/mend-recorded/16"]["nll"][0]
-                            for of in (found, scratch))
-    said = [told("[{} times](results/sphere.md) ({} to {}). With", ours), f"({short:.2f} with `random`",
-            f"({short_scratch:.2f} with `random`)", f"made {before['ratio']:.1f} of 1.9",
-            f"DSL's 16 with {early_control[0]:.1f} and {again_control[0]:.1f} times as many by two seeds of six",
-            told("[{} times](results/claim.md#an-mdlm-for-each-seed) ({} to {}).", before),
-            told("[{}](results/one_piece.md) ({} to {}) from", again),
-            told("ratio {} ({} to {})", soft), told("to the control {} ({} to {})", soft_control),
-            told("ratio {} (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2)]
-    at = scratch["controls"]["masked"]["against_best"]["at"]
-    mdlm, masked, dsl = (min(row["nll"][0] for key, row in scratch["cells"].items() if re.fullmatch(f"{model}/.*/8", key))
-                         for model in ("mdlm_more", "masked", "dsl"))
-    said += [told("the control needs {} times as many ({} to {})", at["8"]), f"worth {masked - dsl:.2f} nats at T = 8, the loss "
-             f"{mdlm - masked:.2f}", f"eight times (by seed {', '.join(f'{x:.1f}' for x in at['16']['by_seed'])})"]
+    def best(run, T="8"):
+        return [of["against_best"]["at"][T] for of in (run, run["controls"]["masked"])]
+
+    (first, _), _, (small, _), (one_piece, _), long, scratch, scratch_128 = map(best, runs)
+    said = [told("with 128 [{} times](results/sphere.md) ({} to {}) |", first),
+            told("[{} times](results/one_piece.md) ({} to {}) and", one_piece),
+            told("[{} times](results/claim.md#an-mdlm-for-each-seed) ({} to {});", small),
+            "{:.1f} times, the control {:.1f}: MDLM gains".format(*(at["ratio"] for at in long)),
+            "{:.1f} times, with 128 dimensions {:.1f}, but the control {:.1f} and {:.1f}".format(
+                *(at["ratio"] for pair in zip(scratch, scratch_128) for at in pair))]
     assert not [words for words in said if words not in README]
-    assert min(*early, *early_control[1:], *again_control[1:]) > 8 and min(*late, *late_control) > 4  # not reached with 128 calls
 
-
-def test_the_readme_s_table_of_trainings_stands_in_their_json():
-    """The ratios at T = 8, pooled and by seed, DSL's margins over MDLM's best with four times the calls, and the errors mended."""
-    (rows,) = rows_below(README, "| | calls, MDLM | the control | NLL, T = 8 | 16 | 32 | mended, % | by MDLM, % |")
-    assert len(rows) == 7
-    for training, *values in rows:
-        name = re.search(r"`results/(\w+)\.json`", training)[1]
-        found, mends = claims(name)[0], json.loads((ROOT / "results" / f"{name}_correction.json").read_text())["over_seeds"]
-        ratios = [of["against_best"]["at"]["8"] for of in (found, found["controls"]["masked"])]
-        margins = {duel["ours"].rsplit("/", 1)[1]: value(duel["nll"]) for duel in found["duels"] if "/remdm/" not in duel["other"]}
-        fixed = [next(v for key, v in mends.items() if f"/{model}-" in key)["random"]["evidence"]["at_98"]["fixed"]
-                 for model in ("dsl", "mdlm_more")]
-        assert values == [*(f"{times(found, at['ratio'])} ({', '.join(times(found, x) for x in at['by_seed'])})" for at in ratios),
-                          *(margins.get(T, "-") for T in ("8", "16", "32")), *(value([100 * x for x in pair], 1) for pair in fixed)], name
+    short = [f"{run['cells']['dsl/random/4']['nll'][0] - run['cells']['mdlm_more/mend-recorded/16']['nll'][0]:.2f}" for run in runs]
+    soft, soft_control = best(whole)
+    rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
+    mdlm, masked, dsl = (min(row["nll"][0] for key, row in runs[5]["cells"].items() if key.split("/")[::2] == [model, "8"])
+                         for model in ("mdlm_more", "masked", "dsl"))
+    said = [f"misses by {', '.join(short[:-1])} and {short[-1]})", f"made {small['ratio']:.1f} of 1.9",
+            told("the ratio was {} without a spread order ({} to {};", soft), told("to the control {}, {} to {})", soft_control),
+            told("the ratio is {} there (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2),
+            told("the control needs {} times as many ({} to {})", scratch[1]),
+            f"evidence is worth {masked - dsl:.2f} nats, the loss {mdlm - masked:.2f}",
+            f"eight times (by seed {', '.join(f'{x:.1f}' for x in best(runs[5], '16')[1]['by_seed'])})"]
+    assert not [words for words in said if words not in summary], said
+    assert min(best(runs[0], "16")[0]["by_seed"]) > 8 and min(best(runs[0], "32")[0]["by_seed"]) > 4  # not reached with 128 calls
 
 
 def test_the_times_of_the_runs_in_one_piece_stand_in_their_json():
@@ -279,14 +267,15 @@ def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
         headline.extend([fresh.format(*(f"{x:.1f}" for x in (best[1]["ratio"], *best[1]["student"]))), first.format(*of_six(best, 1))])
 
     both(runs, "needs {} times as many ({}, {}, {} by seed; 95% by Student's t {} to {})", "have {} (95%: {} to {}) and",
-         "needs {} times as many (95%: {} to {}),", "with all six {} times ({} to {}) and")
+         "**{} times ({} to {})**, three seeds", "with all six {} times ({} to {}). With 16")
     both([run["controls"]["masked"] for run in runs], "that of the control {} ({}, {}, {}; {} to {})", "to the control, {} ({} to {})",
-         "evidence {} times ({} to {})**", "and {} times ({} to {}). What")
+         "masked texts alone needs {} times ({} to {}), with", "with all six {} times ({} to {}): it")
     for of_remdm, T in itertools.product((False, True), (4, 8, 16, 32)):
         duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and ("/remdm/" in d["other"]) == of_remdm) for run in runs]
         told.append(gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other"))))
     rule = of_six([run["published_against_published"]["at"]["8"] for run in runs], 2)
-    headline.append("needs {} times as many calls (95%: {} to {}, six MDLMs)".format(*rule))
+    headline.append("needs {} times as many calls ({} to {}, six MDLMs)".format(*rule))
+    headline.append("(by {} and {} nats, outside the errors)".format(*(words.split()[0].strip("−") for words in told[-6:-4])))
     assert min(runs[1]["against_best"]["at"]["16"]["by_seed"]) > 8  # not reached with 128 calls
     assert not [words for words in told if words not in RESULTS["again"]] + [words for words in headline if words not in README]
 
@@ -310,7 +299,7 @@ def test_what_128_dimensions_do_from_scratch_stands_in_the_jsons():
                for model in ("mdlm_more", "masked", "dsl")] for T in (4, 8, 16)]
     for form, i in ("loss brings {}, {} and {} at T", 0), ("evidence {}, {} and {}", 1):
         told.append(form.format(*(f"{values[i] - values[i + 1]:.2f}".replace("-", "−") for values in lowest)))
-    assert not [words for words in told if words not in said] + [words for words in told[1:3] if words not in README]
+    assert not [words for words in told if words not in said] + [words for words in told[1:3] if words not in RESULTS["README"]]
 
 
 def test_the_errors_by_texts_alone_are_as_said():
