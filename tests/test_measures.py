@@ -96,7 +96,31 @@ def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
         measures.main(replace(cfg, claim="results/other"))
 
 
-@pytest.mark.parametrize("flags", ["--texts 1", "--factors 0 1", "--factors 1 1", "--at 1", "--results results/claim_D128"])
+def test_settings_are_chosen_by_4_grams_of_the_thrown_away_seed(claimed, tmp_path):
+    """Of those that the claim tried, with every second gamma, each judged at the best of three temperatures; the best is sampled."""
+    flags = "--data toy --out_dir out/reproduce --claim results/claim --other mdlm_more/remdm --at 4 --calls 4 16 --workers 1"
+    cfg = asked(f"{flags} --factors 2 0.5 1 --texts 6 --tune 5")
+    measures.main(cfg)
+    found = json.loads((tmp_path / "results" / "claim_measures_tuned.json").read_text())["tuning"]
+    (stored, claim), folder = measures.claimed(cfg), tmp_path / "out/reproduce/samples_measures"
+    _, real, *_ = measures.prepare(claim)
+    known = [e for e in stored["tuning"]["dsl/mend"] if e["T"] == 8 and e["setting"].get("gamma") in (None, 0.5, 8)]
+    assert len(known) == len(found["dsl/mend"]) > 2 and [e["T"] for e in found["mdlm_more/remdm"]] == [8, 16]
+    for before, e in zip(known, found["dsl/mend"]):
+        name, js = "-".join(f"{key}{value:g}" for key, value in e["setting"].items()), []
+        for factor in (0.6, 0.75, 0.9):
+            file = folder / f"dsl/mend/8-lr{stored['learning_rates']['dsl']}-{before['temperature'] * factor:.3f}-{name}.jsonl"
+            texts = [json.loads(line)["ids"] for line in file.read_text().splitlines()]
+            assert len(texts) == 5
+            js.append(measures.ngram_js(texts, real[:5], 4)[0])
+        assert e == before | {"js_4": pytest.approx(min(js))}
+    best = min(found["dsl/mend"], key=lambda e: e["js_4"])
+    name = "-".join(f"{key}{value:g}" for key, value in best["setting"].items())
+    drawn = {f.name.split("-", 2)[2] for f in (folder / "dsl" / "mend").glob("4-1-*.jsonl")}
+    assert drawn == {f"{best['temperature'] * factor:.3f}-{name}.jsonl" for factor in (0.5, 1, 2)}
+
+
+@pytest.mark.parametrize("flags", ["--texts 1", "--tune -1", "--factors 0 1", "--factors 1 1", "--at 1", "--results results/claim_D128"])
 def test_impossible_flags_are_usage_errors(flags, capsys):
     with pytest.raises(SystemExit):
         asked(flags)
