@@ -19,8 +19,10 @@ def value(pair, digits=2):
 
 def times(found, ratio, T=8):
     """How many times T calls, as far as the run of a claim went, or 128 calls, beyond which there are few texts. A path may end a call or
-    so short of T, so that what is not reached stands at a little less than the longest run."""
-    longest = min(128, max(map(int, found["same_rule"]["remdm"])))
+    so short of T, so that what is not reached stands at a little less than the longest run. The shortest may be more than is needed."""
+    shortest, *_, longest = sorted(min(128, int(T)) for T in found["same_rule"]["remdm"])
+    if ratio < 1.01 * shortest / int(T):
+        return f"≤ {shortest / int(T):.1f}"
     return f"{ratio:.1f}" if ratio < 0.99 * longest / int(T) else f"> {longest // int(T)}"
 
 
