@@ -127,30 +127,44 @@ def test_impossible_flags_are_usage_errors(flags, capsys):
     assert ("overwritten" if "results" in flags else "--factors two or more above 0") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("of, name", [(0, "claim_D128_again"), (1, "claim_cool_again")])
-def test_the_page_tells_the_numbers_of_its_jsons(of, name):
-    found, page = json.loads((ROOT / "results" / f"{name}_measures.json").read_text()), RESULTS["measures"]
-    cells = [f"{'DSL' if key.startswith('dsl') else 'MDLM continued'}, T = {key.rsplit('/', 1)[1]}" for key in found["cells"]]
+def measured(name):
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def heads(name):
+    """Of the two tables of a json: its cells, and the ratios of calls."""
+    who = {"dsl": "DSL", "masked": "the control", "mdlm_more": "MDLM" if "scratch" in name else "MDLM continued"}
+    cells = [f"{who[key.split('/')[0]]}, T = {key.rsplit('/', 1)[1]}" for key in measured(name)["cells"]]
+    return f"| | {' | '.join(cells)} | real text |", f"| calls of {cells[-1].split(',')[0]} for those of DSL | T = 8 | T = 16 |"
+
+
+PAGE = ["claim_D128_again_measures", "claim_D128_again_measures_tuned", "claim_D128_again_measures_control",
+        "claim_scratch_D128_again_measures", "claim_scratch_D128_again_measures_control", "claim_cool_again_measures"]  # in its order
+
+
+@pytest.mark.parametrize("name", PAGE)
+def test_the_page_tells_the_numbers_of_its_jsons(name):
+    found, before = measured(name), [heads(other) for other in PAGE[: PAGE.index(name)]]
+    cells, calls = (list(rows_below(RESULTS["measures"], head))[[two[i] for two in before].count(head)]
+                    for i, head in enumerate(heads(name)))
 
     def told(x, digits):
         return "-" if x is None else f"{x:.{digits}f}"
 
     def ratio(at):
         (value, bound), student = at["ratio"], at["student"]
-        each = ", ".join(f"{b} {x:.1f}".strip() for x, b in at["by_seed"])
-        return f"{bound} {value:.1f} ({each}".strip() + (")" if student[0] is None else f"; {student[0]:.1f} to {student[1]:.1f})")
+        each = ", ".join("-" if x is None else f"{b} {x:.1f}".strip() for x, b in at["by_seed"])
+        return (f"{bound} {told(value, 1)} ({each}".strip() + (")" if student[0] is None else f"; {student[0]:.1f} to {student[1]:.1f})"))
 
-    rows = list(rows_below(page, f"| | {' | '.join(cells)} | real text |"))[of]
-    for (_, *values), what, digits in zip(rows, (*measures.MATCHED, *measures.LOWEST), (2, 2, 3, 3), strict=True):
+    for (_, *values), what, digits in zip(cells, (*measures.MATCHED, *measures.LOWEST), (2, 2, 3, 3), strict=True):
         real = found["real"]["nll" if what in measures.MATCHED else what]
         assert values == [told(x, digits) for x in (*(c["all"][what] for c in found["cells"].values()), real)], what
-    rows = list(rows_below(page, "| calls of MDLM continued for those of DSL | T = 8 | T = 16 |"))[of]
-    for (_, *values), what in zip(rows, (*measures.MATCHED, *measures.LOWEST), strict=True):
+    for (_, *values), what in zip(calls, (*measures.MATCHED, *measures.LOWEST), strict=True):
         assert values == [ratio(found["ratios"][what][T]) for T in ("8", "16")], what
 
 
 def test_what_the_page_and_the_readme_say_of_it():
-    before, after = (json.loads((ROOT / "results" / f"claim_{name}_again_measures.json").read_text()) for name in ("D128", "cool"))
+    before, after = measured("claim_D128_again_measures"), measured("claim_cool_again_measures")
     of, rival = before["cells"], "mdlm_more/mend-recorded"
 
     def seeds(cell, what="entropy_2"):
@@ -187,3 +201,43 @@ def test_what_the_page_and_the_readme_say_of_it():
     assert f"these texts have {before['ratios']['entropy']['8']['ratio'][0]:.1f} by unigrams" in README
     by = gain(seeds(f"{rival}/64"), seeds("dsl/mend/16")).replace(" (", " nats (")
     assert f"for DSL's 16 still more than four times, by {by}" in README
+
+
+def test_what_they_say_of_the_settings_that_4_grams_chose_of_the_control_and_from_scratch():
+    base, tuned, control, scratch, of_scratch = map(measured, PAGE[:5])
+    mdlm, masked = "mdlm_more/mend-recorded", "masked/mend-recorded"
+
+    def seeds(of, cell, what="entropy_2"):
+        return [c[what] for c in of["cells"][cell]["by_seed"]]
+
+    def worth(of, what, T):
+        at = of["ratios"][what][T]
+        return "{:.1f} ({:.1f} to {:.1f})".format(at["ratio"][0], *at["student"])
+
+    nearer = [f"{base['cells'][cell]['all']['js_4'] - tuned['cells'][cell]['all']['js_4']:.3f}"
+              for cell in ("dsl/mend/8", "dsl/mend/16", f"{mdlm}/8")]
+    middle, half = difference(seeds(scratch, f"{mdlm}/64", "js_4"), seeds(scratch, "dsl/mend/16", "js_4"), paired=True)
+    said = [f"by {nearer[0]} with 8 calls and {nearer[1]} with 16; MDLM by {nearer[2]} with 8",
+            f"worth {tuned['ratios']['entropy']['8']['ratio'][0]:.1f} times as many of MDLM's by matched unigrams",
+            f"given the letter before {worth(tuned, 'entropy_2', '8')}", f"its 16 {worth(tuned, 'entropy_2', '16')} instead",
+            f"worth {worth(control, 'entropy_2', '8')}".replace(" (", " times as many of the control's ("),
+            f"worth {worth(control, 'entropy', '8')}, and its 16",
+            f"in each pair, by {gain(seeds(control, f'{masked}/32'), seeds(control, 'dsl/mend/16'))}",
+            f"{worth(control, 'js_4', '8')} and".replace(" (", " times ("), f"and {worth(control, 'js_4', '16')}, as against",
+            f"{middle:.3f} nearer than MDLM's 64 ({middle - half:.3f} to {middle + half:.3f})".replace("-", "−"),
+            f"its 16 calls are {gain(seeds(scratch, f'{mdlm}/64'), seeds(scratch, 'dsl/mend/16'))}".replace(
+                " (", " nats better than MDLM's 64 ("),
+            f"its 8 {gain(seeds(scratch, f'{mdlm}/32'), seeds(scratch, 'dsl/mend/8'))}".replace(" (", " better than MDLM's 32 ("),
+            f"as DSL, {worth(of_scratch, 'js_4', '8')}".replace(" (", " times ("), f"its 16 {worth(of_scratch, 'js_4', '16')}; given",
+            f"before {worth(of_scratch, 'entropy_2', '8')}".replace(" (", " times (")]
+    assert not [words for words in said if words not in RESULTS["measures"]], said
+    best = {T: min((e for e in tuned["tuning"]["dsl/mend"] if e["T"] == T), key=lambda e: e["js_4"])["setting"]["draft"] for T in (8, 16)}
+    assert best == {8: 0.8, 16: 0.8} and [round(tuned["ratios"]["js_4"][T]["ratio"][0], 1) for T in ("8", "16")] == [1.0, 0.5]
+    assert min(scratch["ratios"][what]["8"]["ratio"][1] for what in ("entropy_2", "js_4")) == ">"
+    assert scratch["ratios"]["js_4"]["8"]["ratio"][0] > 7.9 and scratch["ratios"]["entropy_2"]["8"]["ratio"][0] > 7.9
+    for form, of, what in (("needs {} times ({} to {}) given the letter before and", of_scratch, "entropy_2"),
+                           ("by 4-grams, {} times ({} to {}), so", of_scratch, "js_4"),
+                           ("Given the letter before it is {} times ({} to {}),", control, "entropy_2"),
+                           ("by 4-grams {} times ({} to {}) |", control, "js_4")):
+        at = of["ratios"][what]["8"]
+        assert form.format(*(f"{x:.1f}" for x in (at["ratio"][0], *at["student"]))) in README, form

@@ -270,7 +270,7 @@ def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
     both(runs, "needs {} times as many ({}, {}, {} by seed; 95% by Student's t {} to {})", "have {} (95%: {} to {}) and",
          "**{} times ({} to {})**, three seeds", "with all six {} times ({} to {}). With 16")
     both([run["controls"]["masked"] for run in runs], "that of the control {} ({}, {}, {}; {} to {})", "to the control, {} ({} to {})",
-         "masked texts alone, needs {} times ({} to {}), with", "with all six {} times ({} to {}) |")
+         "evidence: the control needs {} times ({} to {}), with", "with all six {} times ({} to {}). Given")
     for of_remdm, T in itertools.product((False, True), (4, 8, 16, 32)):
         duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and ("/remdm/" in d["other"]) == of_remdm) for run in runs]
         told.append(gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other"))))
