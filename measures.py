@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from config import Problem, arg, parse, run
 from reproduce_config import Config as Claim
-from reproduce_config import THROWN_AWAY, as_it_was, claim_of, mdlm_of, sampling, settings_at, trainings
+from reproduce_config import ALONE, THROWN_AWAY, as_it_was, claim_of, mdlm_of, sampling, settings_at, trainings
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,15 @@ class Config:
     calls: tuple[int, ...] = arg((4, 8, 16, 32, 64), "T of the other")
     factors: tuple[float, ...] = arg((0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6), "of the temperature that the claim's tuning found")
     texts: int = arg(170, "texts of each training seed at each temperature")
-    tune: int = arg(0, "texts of the thrown-away seed by whose 4-grams settings are chosen anew. 0: the claim's settings")
+    tune: int = arg(0, "choose settings anew, by 4-gram JS of so many texts of the thrown-away seed, trained if need be. 0: as --claim")
     results: str = arg("", "where the table and the figure go: NAME.json, NAME.png; empty: --claim with _measures, or _measures_tuned")
     workers: int = arg(0, "as in reproduce.py")
 
     def __post_init__(self):
         if (min(self.texts, *self.at, *self.calls) < 2 or min(self.factors) <= 0 or len(set(self.factors)) < 2
-                or min(self.tune, self.workers) < 0):
-            raise ValueError("--texts, --at and --calls are at least 2, --factors two or more above 0, --tune and --workers not negative")
+                or self.workers < 0 or self.tune != 0 and self.tune < 2):
+            raise ValueError("--texts, --at, --calls and, if any, --tune are at least 2, --factors two or more above 0, --workers not "
+                             "negative")
         if self.results and os.path.abspath(self.results) == os.path.abspath(self.claim):
             raise ValueError("--claim would be overwritten: name other --results")
 
@@ -162,38 +163,41 @@ def claimed(cfg):
     return stored, asked
 
 
-TRIED_AT, COLDER = (8, 16, 32), (0.6, 0.75, 0.9)  # T, and factors of a setting's temperature: 4-grams like colder texts [measured]
-GAMMAS = (0.5, 2.0, 8.0)  # every second of those that the claim's tuning tried
+GAMMAS, MOST = (0.5, 2.0, 8.0), 32  # of what the claim's tuning tried: every second gamma, and up to so many steps
+COLDER = (0.6, 0.75, 0.9)  # factors of a setting's temperature: 4-grams like colder texts [measured]
 
 
-def nearest(T):
-    return min(TRIED_AT, key=lambda at: abs(math.log(at / T)))
+def nearest(tried, T):
+    """The T of the entries of a tuning that is nearest to T."""
+    return min({e["T"] for e in tried}, key=lambda at: abs(math.log(at / T)))
 
 
 def tune(cfg, asked, stored, judge, real):
-    """What the claim's tuning tried with GAMMAS at the T asked for, or the nearest of TRIED_AT, each with the lowest 4-gram JS at COLDER
+    """What the claim's tuning tried with GAMMAS, or no gamma, at the T nearest to those asked for, each with its lowest 4-gram JS at COLDER
     temperatures: of texts of the thrown-away seed, to as many real ones -> {model/path: [entry | {"js_4"}]}."""
-    plan, curves, rates = {}, {curve.name: curve for curve in asked.curves}, stored["learning_rates"]
+    plan, names, curves, rates = {}, set(), {curve.name: curve for curve in asked.curves}, stored["learning_rates"]
     for name, wanted in ((cfg.ours, cfg.at), (cfg.other, cfg.calls)):
-        folder, near = f"lr{rates[name.split('/')[0]]}", {nearest(T) for T in wanted}
-        for i, e in enumerate(stored["tuning"][name]):
-            if e["T"] in near and e["setting"].get("gamma", 2.0) in GAMMAS:
-                plan[name, i] = [sampling(asked, curves[name], folder, e["T"], e["temperature"] * factor, e["setting"], cfg.tune,
-                                          "_measures") for factor in COLDER]
-    names = {mdlm_of(asked, THROWN_AWAY), *(f"{model}-lr{rates[model]}" for model in (name.split("/")[0] for name, _ in plan))}
+        some = [e for e in stored["tuning"][name] if e["T"] <= MOST and e["setting"].get("gamma", 2.0) in GAMMAS]
+        if not some:
+            raise Problem(f"{cfg.claim}.json tried no setting of {name} with gamma in {GAMMAS} and T to {MOST}: leave out --tune")
+        model, near = name.split("/")[0], {nearest(some, T) for T in wanted}
+        seed = THROWN_AWAY if model in ALONE else f"lr{rates[model]}"
+        names |= {mdlm_of(asked, THROWN_AWAY), f"{model}-{seed}"}
+        plan |= {(name, i): (e, [sampling(asked, curves[name], seed, e["T"], e["temperature"] * factor, e["setting"], cfg.tune, "_measures")
+                                 for factor in COLDER]) for i, e in enumerate(some) if e["T"] in near}
     train_all(asked, {name: argv for name, argv in trainings(asked).items() if name in names})
     print(f"tuning: {len(plan)} settings at {len(COLDER)} temperatures, {cfg.tune} texts each", flush=True)
-    sample_all(asked, list(plan.values()), "tuning")
+    sample_all(asked, [tasks for _, tasks in plan.values()], "tuning")
     found = {}
-    for (name, i), tasks in plan.items():
+    for (name, _), (entry, tasks) in plan.items():
         js = [ngram_js(measure(asked, [task], judge)["texts"], real[: cfg.tune], 4)[0] for task in tasks]
-        found.setdefault(name, []).append(stored["tuning"][name][i] | {"js_4": min(js)})
+        found.setdefault(name, []).append(entry | {"js_4": min(js)})
     return found
 
 
 def chosen(tried, known, T):
     """The setting that `tune` found best at the nearest T, and the temperature that the claim's tuning, `known`, has for it."""
-    best = min((e for e in tried if e["T"] == nearest(T)), key=lambda e: e["js_4"])
+    best = min((e for e in tried if e["T"] == nearest(tried, T)), key=lambda e: e["js_4"])
     return settings_at([e for e in known if e["setting"] == best["setting"]], T)
 
 
@@ -203,13 +207,14 @@ def main(cfg):
     seeds, factors = asked.training_seeds, sorted(set(cfg.factors))
     if judge.key != stored["judge"]:
         raise Problem(f"the judge in {cfg.out_dir} is not that of {cfg.claim}.json: name the --out_dir of that run")
-    if (n := cfg.texts * len(seeds)) > len(real):
-        raise Problem(f"{n} texts at a temperature are compared with as many real ones, of which there are {len(real)}: lower --texts")
+    if max(n := cfg.texts * len(seeds), cfg.tune) > len(real):
+        raise Problem(f"{max(n, cfg.tune)} texts at a temperature are compared with as many real ones, of which there are {len(real)}: "
+                      "lower --texts or --tune")
     plt, plan, curves = pyplot(), {}, {curve.name: curve for curve in asked.curves}
     tuning = tune(cfg, asked, stored, judge, real) if cfg.tune else {}
     for name, T in [(cfg.ours, T) for T in cfg.at] + [(cfg.other, T) for T in cfg.calls]:
         known = stored["tuning"][name]
-        setting, temperature = chosen(tuning[name], known, T) if tuning else settings_at(known, T)
+        setting, temperature = chosen(tuning[name], known, T) if cfg.tune else settings_at(known, T)
         plan[name, T] = [[sampling(asked, curves[name], seed, T, temperature * factor, setting, cfg.texts, "_measures")
                           for factor in factors] for seed in seeds]
     print(f"{len(plan)} cells at {len(factors)} temperatures, {n} texts of {len(seeds)} seeds at each; models of {cfg.out_dir}, settings "

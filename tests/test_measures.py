@@ -119,8 +119,19 @@ def test_settings_are_chosen_by_4_grams_of_the_thrown_away_seed(claimed, tmp_pat
     drawn = {f.name.split("-", 2)[2] for f in (folder / "dsl" / "mend").glob("4-1-*.jsonl")}
     assert drawn == {f"{best['temperature'] * factor:.3f}-{name}.jsonl" for factor in (0.5, 1, 2)}
 
+    measures.main(replace(cfg, other="mdlm/remdm", results="results/first"))  # one training of all seeds
+    assert json.loads((tmp_path / "results" / "first.json").read_text())["tuning"].keys() == {"dsl/mend", "mdlm/remdm"}
+    with pytest.raises(Problem, match="37 texts .* there are 36: lower --texts or --tune"):
+        measures.main(replace(cfg, tune=37))
+    for e in stored["tuning"]["dsl/mend"]:
+        e["setting"]["gamma"] = 3.0
+    (tmp_path / "results" / "other.json").write_text(json.dumps(stored))
+    with pytest.raises(Problem, match="results/other.json tried no setting of dsl/mend with gamma in"):
+        measures.main(replace(cfg, claim="results/other"))
 
-@pytest.mark.parametrize("flags", ["--texts 1", "--tune -1", "--factors 0 1", "--factors 1 1", "--at 1", "--results results/claim_D128"])
+
+@pytest.mark.parametrize("flags", ["--texts 1", "--tune 1", "--tune -2", "--factors 0 1", "--factors 1 1", "--at 1",
+                                   "--results results/claim_D128"])
 def test_impossible_flags_are_usage_errors(flags, capsys):
     with pytest.raises(SystemExit):
         asked(flags)
@@ -193,8 +204,8 @@ def test_what_the_page_and_the_readme_say_of_it():
             f"MDLM gains {js[f'{rival}/4']:.3f} with 4 calls, {js[f'{rival}/8']:.3f} with 8 and nothing with more",
             f"DSL {js['dsl/mend/8']:.3f} with 8 and nothing with 16"]
     assert not [words for words in said if words.replace("-", "−") not in RESULTS["measures"]], said
-    for what, T, form in (("entropy_2", "8", "not that of letters, {:.1f} times ({:.1f} to {:.1f}; these"),
-                          ("js_4", "8", "each at its best temperature, {:.1f} times ({:.1f} to {:.1f})"),
+    for what, T, form in (("entropy_2", "8", "not that of letters: {:.1f} times ({:.1f} to {:.1f}; these"),
+                          ("js_4", "8", "each at its best temperature: {:.1f} times ({:.1f} to {:.1f})"),
                           ("js_4", "16", "and its 16 only {:.1f} times ({:.2f} to {:.2f})")):
         at = before["ratios"][what][T]
         assert form.format(at["ratio"][0], *at["student"]) in README
@@ -216,28 +227,45 @@ def test_what_they_say_of_the_settings_that_4_grams_chose_of_the_control_and_fro
 
     nearer = [f"{base['cells'][cell]['all']['js_4'] - tuned['cells'][cell]['all']['js_4']:.3f}"
               for cell in ("dsl/mend/8", "dsl/mend/16", f"{mdlm}/8")]
-    middle, half = difference(seeds(scratch, f"{mdlm}/64", "js_4"), seeds(scratch, "dsl/mend/16", "js_4"), paired=True)
-    said = [f"by {nearer[0]} with 8 calls and {nearer[1]} with 16; MDLM by {nearer[2]} with 8",
+    of_16, by = difference(seeds(base, "dsl/mend/16", "js_4"), seeds(tuned, "dsl/mend/16", "js_4"), paired=True)
+    to_32, off = difference(seeds(scratch, f"{mdlm}/32", "js_4"), seeds(scratch, "dsl/mend/16", "js_4"), paired=True)
+    of_8, about = difference(seeds(scratch, f"{mdlm}/32", "js_4"), seeds(scratch, "dsl/mend/8", "js_4"), paired=True)
+    said = [f"by {nearer[1]} (by seed {of_16:.3f}, {of_16 - by:.3f} to {of_16 + by:.3f}), so",
+            f"with 8 by {nearer[0]}. MDLM comes nearer by {nearer[2]} with 8",
             f"worth {tuned['ratios']['entropy']['8']['ratio'][0]:.1f} times as many of MDLM's by matched unigrams",
             f"given the letter before {worth(tuned, 'entropy_2', '8')}", f"its 16 {worth(tuned, 'entropy_2', '16')} instead",
             f"worth {worth(control, 'entropy_2', '8')}".replace(" (", " times as many of the control's ("),
             f"worth {worth(control, 'entropy', '8')}, and its 16",
             f"in each pair, by {gain(seeds(control, f'{masked}/32'), seeds(control, 'dsl/mend/16'))}",
             f"{worth(control, 'js_4', '8')} and".replace(" (", " times ("), f"and {worth(control, 'js_4', '16')}, as against",
-            f"{middle:.3f} nearer than MDLM's 64 ({middle - half:.3f} to {middle + half:.3f})".replace("-", "−"),
+            f"by {to_32:.3f} than MDLM's best, 32 ({to_32 - off:.3f} to {to_32 + off:.3f})".replace("-", "−"),
+            f"{of_8:.3f} in the mean for DSL, {of_8 - about:.3f} to {of_8 + about:.3f})".replace("-", "−"),
             f"its 16 calls are {gain(seeds(scratch, f'{mdlm}/64'), seeds(scratch, 'dsl/mend/16'))}".replace(
                 " (", " nats better than MDLM's 64 ("),
             f"its 8 {gain(seeds(scratch, f'{mdlm}/32'), seeds(scratch, 'dsl/mend/8'))}".replace(" (", " better than MDLM's 32 ("),
-            f"as DSL, {worth(of_scratch, 'js_4', '8')}".replace(" (", " times ("), f"its 16 {worth(of_scratch, 'js_4', '16')}; given",
-            f"before {worth(of_scratch, 'entropy_2', '8')}".replace(" (", " times (")]
+            f"as DSL, {worth(of_scratch, 'js_4', '8')}".replace(" (", " times ("), f"its 16 {worth(of_scratch, 'js_4', '16')}. Given",
+            f"before it needs {worth(of_scratch, 'entropy_2', '8')}".replace(" (", " times (")]
     assert not [words for words in said if words not in RESULTS["measures"]], said
     best = {T: min((e for e in tuned["tuning"]["dsl/mend"] if e["T"] == T), key=lambda e: e["js_4"])["setting"]["draft"] for T in (8, 16)}
     assert best == {8: 0.8, 16: 0.8} and [round(tuned["ratios"]["js_4"][T]["ratio"][0], 1) for T in ("8", "16")] == [1.0, 0.5]
     assert min(scratch["ratios"][what]["8"]["ratio"][1] for what in ("entropy_2", "js_4")) == ">"
     assert scratch["ratios"]["js_4"]["8"]["ratio"][0] > 7.9 and scratch["ratios"]["entropy_2"]["8"]["ratio"][0] > 7.9
-    for form, of, what in (("needs {} times ({} to {}) given the letter before and", of_scratch, "entropy_2"),
-                           ("by 4-grams, {} times ({} to {}), so", of_scratch, "js_4"),
-                           ("Given the letter before it is {} times ({} to {}),", control, "entropy_2"),
-                           ("by 4-grams {} times ({} to {}) |", control, "js_4")):
-        at = of["ratios"][what]["8"]
+
+
+def test_what_the_readme_says_of_these():
+    _, tuned, control, scratch, of_scratch = map(measured, PAGE[:5])
+    for form, of, what, T in (("Given the letter before, {} times ({} to {}) |", of_scratch, "entropy_2", "8"),
+                              ("by 4-grams the control needs {} times ({} to {}):", of_scratch, "js_4", "8"),
+                              ("Given the letter before it is {} times ({} to {});", control, "entropy_2", "8"),
+                              ("by 4-grams {} times ({} to {}) and, for", control, "js_4", "8"),
+                              ("DSL's 16, a loss, {} ({} to {})", control, "js_4", "16"),
+                              ("given the letter before {} times ({} to {}), and for DSL's 16", tuned, "entropy_2", "8"),
+                              ("DSL's 16 {} times ({} to {}); by unigrams", tuned, "entropy_2", "16")):
+        at = of["ratios"][what][T]
         assert form.format(*(f"{x:.1f}" for x in (at["ratio"][0], *at["student"]))) in README, form
+
+    def each(of, what):
+        return ", ".join(f"{value:.1f}" if not bound else f"> {value:.0f}" for value, bound in of["ratios"][what]["8"]["by_seed"])
+
+    assert f"(by seed {each(scratch, 'entropy_2')} given the letter before; {each(scratch, 'js_4')} by 4-grams)" in README
+    assert f"by unigrams {tuned['ratios']['entropy']['8']['ratio'][0]:.1f} times (by seed {each(tuned, 'entropy')})" in README
