@@ -10,6 +10,7 @@ import torch
 from pages import README, RESULTS, ROOT, gain, rows_below
 
 import measures
+import reproduce_config
 from claim import difference
 from config import Problem, parse
 from metrics import conditional_entropy
@@ -96,7 +97,7 @@ def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
         measures.main(replace(cfg, claim="results/other"))
 
 
-def test_settings_are_chosen_by_4_grams_of_the_thrown_away_seed(claimed, tmp_path):
+def test_settings_are_chosen_by_4_grams_of_the_thrown_away_seed(claimed, tmp_path, monkeypatch):
     """Of those that the claim tried, with every second gamma, each judged at the best of three temperatures; the best is sampled."""
     flags = "--data toy --out_dir out/reproduce --claim results/claim --other mdlm_more/remdm --at 4 --calls 4 16 --workers 1"
     cfg = asked(f"{flags} --factors 2 0.5 1 --texts 6 --tune 5")
@@ -119,10 +120,14 @@ def test_settings_are_chosen_by_4_grams_of_the_thrown_away_seed(claimed, tmp_pat
     drawn = {f.name.split("-", 2)[2] for f in (folder / "dsl" / "mend").glob("4-1-*.jsonl")}
     assert drawn == {f"{best['temperature'] * factor:.3f}-{name}.jsonl" for factor in (0.5, 1, 2)}
 
-    measures.main(replace(cfg, other="mdlm/remdm", results="results/first"))  # one training of all seeds
-    assert json.loads((tmp_path / "results" / "first.json").read_text())["tuning"].keys() == {"dsl/mend", "mdlm/remdm"}
     with pytest.raises(Problem, match="37 texts .* there are 36: lower --texts or --tune"):
         measures.main(replace(cfg, tune=37))
+    stored["tuning"]["mdlm/remdm"] = stored["tuning"]["mdlm_more/remdm"]  # of one training for all seeds
+    (tmp_path / "results" / "other.json").write_text(json.dumps(stored))
+    monkeypatch.setattr(reproduce_config, "CURVES", [*reproduce_config.CURVES, reproduce_config.Curve("mdlm", "remdm", [{}])])
+    measures.main(replace(cfg, claim="results/other", other="mdlm/remdm"))
+    found = json.loads((tmp_path / "results" / "other_measures_tuned.json").read_text())
+    assert found["tuning"].keys() == {"dsl/mend", "mdlm/remdm"} and "mdlm/remdm/16" in found["cells"]
     for e in stored["tuning"]["dsl/mend"]:
         e["setting"]["gamma"] = 3.0
     (tmp_path / "results" / "other.json").write_text(json.dumps(stored))
