@@ -7,7 +7,8 @@
 A sampler's divergence from the judge is the judge's NLL of its texts less their entropy rate, which nobody knows, so low NLL may be bought
 with little variety. reproduce.py reads the NLL where the unigram entropy of a text is that of real text. The entropy of a token given the
 one before it, of all texts pooled, is lower, and nearer to the rate. Here the NLL is read where either is that of real text; and, where
-nothing need be matched, 4-gram Jensen-Shannon divergence and MAUVE are taken at the temperature that is best by them.
+nothing need be matched, 4-gram Jensen-Shannon divergence and MAUVE are taken at the temperature that is best by them. Settings are those
+of the claim, which the NLL chose; with --tune 4-grams choose among what its tuning tried, on models of the thrown-away seed.
 """
 
 import math
@@ -163,7 +164,7 @@ def claimed(cfg):
     return stored, asked
 
 
-GAMMAS, MOST = (0.5, 2.0, 8.0), 32  # of what the claim's tuning tried: every second gamma, and up to so many steps
+COARSE, MOST = (0.5, 2.0, 8.0), 32  # of what the claim's tuning tried: every second gamma, and up to so many steps
 COLDER = (0.6, 0.75, 0.9)  # factors of a setting's temperature: 4-grams like colder texts [measured]
 
 
@@ -173,13 +174,13 @@ def nearest(tried, T):
 
 
 def tune(cfg, asked, stored, judge, real):
-    """What the claim's tuning tried with GAMMAS, or no gamma, at the T nearest to those asked for, each with its lowest 4-gram JS at COLDER
-    temperatures: of texts of the thrown-away seed, to as many real ones -> {model/path: [entry | {"js_4"}]}."""
+    """What the claim's tuning tried with a COARSE gamma, or none, at the T nearest to those asked for, each with its lowest 4-gram JS at
+    COLDER temperatures: of texts of the thrown-away seed, to as many real ones -> {model/path: [entry | {"js_4"}]}."""
     plan, names, curves, rates = {}, set(), {curve.name: curve for curve in asked.curves}, stored["learning_rates"]
     for name, wanted in ((cfg.ours, cfg.at), (cfg.other, cfg.calls)):
-        some = [e for e in stored["tuning"][name] if e["T"] <= MOST and e["setting"].get("gamma", 2.0) in GAMMAS]
+        some = [e for e in stored["tuning"][name] if e["T"] <= MOST and e["setting"].get("gamma", 2.0) in COARSE]
         if not some:
-            raise Problem(f"{cfg.claim}.json tried no setting of {name} with gamma in {GAMMAS} and T to {MOST}: leave out --tune")
+            raise Problem(f"{cfg.claim}.json tried no setting of {name} with gamma in {COARSE} and T to {MOST}: leave out --tune")
         model, near = name.split("/")[0], {nearest(some, T) for T in wanted}
         seed = THROWN_AWAY if model in ALONE else f"lr{rates[model]}"
         names |= {mdlm_of(asked, THROWN_AWAY), f"{model}-{seed}"}

@@ -104,7 +104,7 @@ def test_every_result_says_how_it_came_about():
         result = json.loads(path.read_text())
         assert {"command", "commit"} <= result.keys(), path.name
         assert not result["commit"].endswith("+"), f"{path.name} was made with uncommitted changes"
-    for name in re.findall(r"results/[\w./-]+\.\w+", README):
+    for name in re.findall(r"results/[\w./-]+\.\w+", README) + [f"results/{name}" for name in re.findall(r"`(claim_\w+\.json)`", README)]:
         assert (ROOT / name).exists(), name
 
 
