@@ -188,9 +188,9 @@ def near(curve, T, entry, setting=None):
 
 def tune_all(cfg, here, judge, target, known, starts=()):
     """The judge's NLL at the data's entropy of every setting of every path at T = 32, and of the two best, and what lies `beyond` them, at
-    T = 8, 16 and 64; of RANKED all GAMMAS instead, at the best setting and all four T; of what drafts each setting at all four. With --cool
-    only COOLINGS from `starts`. On a seed that is then thrown away, but for what is `known` of an earlier run -> {"model/path": [{"T",
-    "setting", "nll", "temperature", ...}]}. `here` is what TUNED_FOR asks."""
+    T = 8, 16 and 64, but none beyond the largest T of the cells; of RANKED all GAMMAS instead, at the best setting and all four T; of what
+    drafts each setting at all four. With --cool only COOLINGS from `starts`. On a seed that is then thrown away, but for what is `known` of
+    an earlier run -> {"model/path": [{"T", "setting", "nll", "temperature", ...}]}. `here` is what TUNED_FOR asks."""
     found = {curve.name: list(known["paths"].get(curve.name, []) if known else []) for curve in cfg.curves}
 
     def argvs(curve, T, setting, temperatures):
@@ -227,8 +227,8 @@ def tune_all(cfg, here, judge, target, known, starts=()):
     finals = {name: [e["setting"] for e in entries] for name, entries in best.items()}
     finals |= {c.name: [finals[c.name][0] | gamma for gamma in ({}, *GAMMAS)] for c in cfg.curves if c.path in RANKED}
     finals |= {c.name: c.grid for c in cfg.curves if "draft" in c.grid[0]}  # how long a draft, and which tokens to doubt, hang on T
-    attempt([near(curve, T, entry, setting) for curve in cfg.curves if curve.path != "ar" for T in FINALS for entry in found[curve.name]
-             if entry["T"] == AT and entry["setting"] in finals[curve.name] for setting in beyond(entry["setting"], T)], "T")
+    attempt([near(c, T, e, setting) for c in cfg.curves if c.path != "ar" for T in FINALS if T <= max(cfg.steps) for e in found[c.name]
+             if e["T"] == AT and e["setting"] in finals[c.name] for setting in beyond(e["setting"], T)], "T")
     return found
 
 
