@@ -265,7 +265,8 @@ def test_what_the_readme_says_of_these():
                               ("by 4-grams {} times ({} to {}) and, for", control, "js_4", "8"),
                               ("DSL's 16, a loss, {} ({} to {})", control, "js_4", "16"),
                               ("given the letter before {} times ({} to {}), and for DSL's 16", tuned, "entropy_2", "8"),
-                              ("DSL's 16 {} times ({} to {}); by unigrams", tuned, "entropy_2", "16")):
+                              ("DSL's 16 {} times ({} to {}); by unigrams", tuned, "entropy_2", "16"),
+                              ("By 4-grams {} ({} to {}) and 0.5 times (by seed 0.6, 0.5, > 4)", tuned, "js_4", "8")):
         at = of["ratios"][what][T]
         assert form.format(*(f"{x:.1f}" for x in (at["ratio"][0], *at["student"]))) in README, form
 
