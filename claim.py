@@ -99,18 +99,37 @@ def ratios(values, nfe, ours, names, at, steps):
     return [calls_to_reach(curve, values[ours, T]) / nfe[ours, T] for T in at]
 
 
+def known_calls(values, nfe, names, steps):
+    """The calls of the shortest run whose NLL is known, and of the longest of the one of `names` that gets lowest; nan where none is."""
+    known = [(values[name, T], name, nfe[name, T]) for name in names for T in steps if not math.isnan(values[name, T])]
+    _, best, _ = min(known, default=(math.nan, "", math.nan))
+    shortest = next((calls for calls, _ in envelope(values, nfe, names, steps)), math.nan)
+    return shortest, max((calls for _, name, calls in known if name == best), default=math.nan)
+
+
+def of_seeds(seeds, nfe, ours, names, T, steps):
+    """What `ratio_report` says of the ratio at T seed by seed."""
+    found = []
+    for values in seeds:
+        ratio, (shortest, longest) = ratios(values, nfe, ours, names, [T], steps)[0], known_calls(values, nfe, names, steps)
+        bound = ">" if math.isinf(ratio) else "<" if ratio < 1.01 * shortest / nfe[ours, T] else ""
+        found.append((longest / nfe[ours, T] if bound == ">" else ratio, bound))
+    ratio, bounds = zip(*found)
+    middle, half = difference(np.log(ratio), np.zeros(len(seeds)), paired=True)
+    return {"by_seed": list(ratio), "bounds": list(bounds),
+            "student": [math.nan if any(bounds) else math.exp(middle + x) for x in (-half, half)]}
+
+
 def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T but the first, at which it
     cannot fall below 1. Infinity is "more than the longest run that is known of the best of `names`": it counts as what that would give,
     and `censored` says how often that was; `floored` how often the baseline's shortest run was good enough already, so that it might
     have needed fewer calls, or was better than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which
     the baseline's curve lacks.
-    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed` and, if none of these is cut off at either end, its interval by
-    Student's t: that of the bootstrap is hardly wider than the range of a few seeds."""
-    known = [(point[name, T], name, nfe[name, T]) for name in names for T in steps if not math.isnan(point[name, T])]
-    _, best, _ = min(known, default=(math.nan, "", math.nan))
-    longest = max((calls for _, name, calls in known if name == best), default=math.nan)
-    shortest = next((calls for calls, _ in envelope(point, nfe, names, steps)), math.nan)
+    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed`, its `bounds`, ">" or "<" where it is cut off by what is known of that
+    seed's runs, else "", and, if none is, its interval by Student's t: that of the bootstrap is hardly wider than the range of a few seeds.
+    `unmatched_by_seed` are the cells that each seed's curves lack, which may make the baseline's worse than it is."""
+    shortest, longest = known_calls(point, nfe, names, steps)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])
     value = np.array(ratios(point, nfe, ours, names, at, steps))
@@ -126,17 +145,14 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
                 "floored": float((draws < 1.01 * floor).mean())}
 
     each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
-    for i, T in enumerate(at) if seeds else ():
-        found = np.minimum([ratios(values, nfe, ours, names, [T], steps)[0] for values in seeds], cap[i])
-        middle, half = difference(np.log(found), np.zeros(len(seeds)), paired=True)
-        whole_range = ((found < cap[i]) & (found >= 1.01 * floor[i])).all()
-        student = [math.exp(middle - half), math.exp(middle + half)] if whole_range else [math.nan] * 2
-        each[T] |= {"by_seed": found.tolist(), "student": student}
+    for T in at if seeds else ():
+        each[T] |= of_seeds(seeds, nfe, ours, names, T, steps)
     means = np.exp(np.log(np.minimum(whole, cap[seen])).mean(1)) if len(whole) > REPLICATES / 2 else [math.nan]
     low, high = np.percentile(means, [2.5, 97.5])
-    asked = itertools.chain(((ours, T) for T in at), itertools.product(names, steps))
+    asked = [*((ours, T) for T in at), *itertools.product(names, steps)]
+    missing, *each_missing = ([f"{name}/{T}" for name, T in asked if math.isnan(values[name, T])] for values in (point, *seeds))
     return {"at": each, "geometric_mean": math.exp(np.log(np.minimum(value, cap)[seen]).mean()), "interval": [low, high],
-            "matched": len(whole) / REPLICATES, "unmatched": [f"{name}/{T}" for name, T in asked if math.isnan(point[name, T])]}
+            "matched": len(whole) / REPLICATES, "unmatched": missing} | ({"unmatched_by_seed": each_missing} if seeds else {})
 
 
 def describe(c, target, references, of_references):
@@ -232,6 +248,22 @@ def claim_table(found, steps):
     names = list(dict.fromkeys(name.rsplit("/", 1)[0] for name in found["cells"]))
     rows = [(name, *(found["cells"].get(f"{name}/{T}", {}).get("nll") for T in steps)) for name in names]
     return ("NLL at the data's entropy", *steps), rows
+
+
+def ratio_lines(found):
+    """A line for each comparison: the ratio of calls at each T and its bootstrap interval, with Student's t over the seeds where known; ">"
+    and "<" where what a number would be is cut off, by the longest run that was asked or by the shortest."""
+    for model, of in {BASELINE: found, **found["controls"]}.items():
+        for name in ("against_best", "against_published", "published_against_published"):
+            each = []
+            for T, at in of[name]["at"].items():
+                (low, high), never, soon = at["interval"], at["censored"], at["floored"]
+                middle = f"{'>' * (never > 0.5)}{'<' * (soon > 0.5)}{at['ratio']:.1f}"
+                ends = f"{'<' * (soon > 0.025)}{low:.1f} to {'>' * (never > 0.025)}{high:.1f}"
+                student = at.get("student", [math.nan])
+                each.append(f"{T}: {middle} ({ends}" + (")" if math.isnan(student[0]) else "; by seed {:.1f} to {:.1f})".format(*student)))
+            who = "DSL" if name.startswith("published") else found["best_path"]
+            yield f"NFE ratio at equal quality, {who} {name.replace('_', ' ')} of {model}, at T = {'; '.join(each)}"
 
 
 def claim_figure(plt, found, of_data):

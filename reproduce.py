@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from claim import BASELINE, at_entropy, claim_figure, claim_table, compare_all, opponents, place
+from claim import at_entropy, claim_figure, claim_table, compare_all, opponents, place, ratio_lines
 from data import load_meta, load_tokens, sha256, spread_windows, tokenizer
 from dsl_loss import mean_and_stderr
 from eval_mauve import read_samples
@@ -293,11 +293,7 @@ def claim(cfg, rates, known):
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
               data={"nll": nll, "entropy": target}, **numbers)
     print(table(*claim_table(numbers, cfg.steps)))
-    for model, of in {BASELINE: numbers, **numbers["controls"]}.items():
-        for name in ("against_best", "against_published", "published_against_published"):
-            mean, (low, high) = (of[name][part] for part in ("geometric_mean", "interval"))
-            who = "DSL" if name.startswith("published") else numbers["best_path"]
-            print(f"NFE ratio at equal quality, {who} {name.replace('_', ' ')} of {model}: {mean:.2f} (95%: {low:.2f} to {high:.2f})")
+    print(*ratio_lines(numbers), sep="\n")
     save_figure(f"{cfg.results}.png", claim_figure(pyplot(), numbers, nll[0]))
 
 

@@ -17,13 +17,21 @@ def value(pair, digits=2):
     return "-" if pair[0] is None else " ± ".join(f"{x:.{digits}f}" for x in pair if x is not None).replace("-", "−")
 
 
-def times(found, ratio, T=8):
-    """How many times T calls, as far as the run of a claim went, or 128 calls, beyond which there are few texts. A path may end a call or
-    so short of T, so that what is not reached stands at a little less than the longest run. The shortest may be more than is needed."""
+def times(found, ratio, T=8, bound=""):
+    """How many times T calls, as far as the run of a claim went, or 128 calls, beyond which there are few texts, or, with a `bound`, as far
+    as is known of that seed. A path may end a call or so short of T, so that what is not reached stands at a little less than the longest
+    run. The shortest may be more than is needed."""
     shortest, *_, longest = sorted(min(128, int(T)) for T in found["same_rule"]["remdm"])
     if ratio < 1.01 * shortest / int(T):
         return f"≤ {shortest / int(T):.1f}"
-    return f"{ratio:.1f}" if ratio < 0.99 * longest / int(T) else f"> {longest // int(T)}"
+    if ratio >= 0.99 * longest / int(T):
+        return f"> {longest // int(T)}"
+    return f"> {ratio:.0f}" if bound == ">" else f"{ratio:.1f}"
+
+
+def by_seed(found, at, T=8):
+    """The `times` of each seed, from what claim.ratio_report says at T."""
+    return ", ".join(times(found, ratio, T, bound) for ratio, bound in zip(at["by_seed"], at["bounds"], strict=True))
 
 
 def gain(a, b):

@@ -184,6 +184,17 @@ def test_where_each_seed_has_an_mdlm_of_its_own_the_ratio_is_that_of_pairs():
     assert np.log(paired["student"]) == pytest.approx(logs.mean() + np.array([-1, 1]) * 4.303 * logs.std(ddof=1) / 3**0.5)
     near = claim.ratio_report(point, claim.bootstrap(every, 2.95), rest[0], rest[1], rest[2], [16], (4, 8, 16, 32), seeds)["at"][16]
     assert np.isnan(near["student"]).all() and near["by_seed"] == [2, 2, 2]  # 32 calls are the longest run there, and not good enough
+    assert near["bounds"] == [">"] * 3 and paired["bounds"] == [""] * 3
+    lost = [seeds[0], seeds[1] | dict.fromkeys([("mdlm_more/remdm", T) for T in (32, 64)], math.nan), seeds[2]]
+    report = claim.ratio_report(point, claim.bootstrap(every, 2.95), *rest[:3], [8], steps, lost)
+    assert report["at"][8]["bounds"] == ["", ">", ""] and report["at"][8]["by_seed"][1] == 2  # no more than 16 of its calls are known
+    assert np.isnan(report["at"][8]["student"]).all() and report["unmatched"] == []
+    assert report["unmatched_by_seed"] == [[], ["mdlm_more/remdm/32", "mdlm_more/remdm/64"], []]
+    names, at = ("against_best", "against_published", "published_against_published"), report["at"]
+    whole = at[8] | {"ratio": 4.0, "interval": [3.5, 4.5], "censored": 0.0, "floored": 0.0}
+    at |= {8: whole, 16: whole | {"interval": [3.5, 4.0], "censored": 0.3}}
+    line = next(claim.ratio_lines({"best_path": "dsl/a", "controls": {}} | dict.fromkeys(names, report)))
+    assert line.endswith("dsl/a against best of mdlm_more, at T = 8: 4.0 (3.5 to 4.5); 16: 4.0 (3.5 to >4.0)")
     assert np.diff(paired["interval"])[0] < 0.2 * np.diff(apart["interval"])[0]
 
 
