@@ -89,6 +89,8 @@ def whole_file(path):
     at a time may write a path.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise Problem(f"{path} is no plain file: name another")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")  # one name, so that a killed run leaves one file, not many
     try:
@@ -123,6 +125,6 @@ def run(main):
     except Problem as problem:
         message = str(problem)
     except OSError as error:
-        message = f"{error.strerror}: {error.filename or 'while writing'}; nothing was overwritten" if error.strerror else str(error)
+        message = f"{error.strerror}: {error.filename or 'while writing'}" if error.strerror else str(error)
     rank = os.environ.get("RANK", "0")
     sys.exit(f"error: {message}" if rank == "0" else f"[process {rank}] error: {message}")

@@ -66,7 +66,10 @@ def load_meta(name, folder=DATA):
 
 def load_tokens(name, split, folder=DATA):
     """The ids of a split as a read-only uint16 memmap; its length is checked against meta.json."""
-    path, expected = Path(folder) / name / f"{split}.bin", load_meta(name, folder)[split]["tokens"]
+    path, meta = Path(folder) / name / f"{split}.bin", load_meta(name, folder)
+    if not isinstance(meta, dict) or "tokens" not in meta.get(split, {}):
+        raise Problem(f"{folder}/{name}/meta.json says nothing of a {split} split: delete the folder and prepare the dataset again")
+    expected = meta[split]["tokens"]
     if not path.is_file() or path.stat().st_size != 2 * expected:
         raise Problem(f"{path} is missing or not {expected:,} tokens long: delete the folder and prepare the dataset again")
     return np.memmap(path, dtype=np.uint16, mode="r")

@@ -76,7 +76,10 @@ class SNRMix(NamedTuple):
 
 
 def is_endpoint(sample, endpoint):
-    """Whether a sample is an endpoint sequence: a share `endpoint` of any run of samples, to within one."""
+    """Whether a sample is an endpoint sequence: a share `endpoint` of any run of samples, to within one.
+
+    Of shares near 0.382 and 0.618, the steps of the golden ratio, the endpoint sequences' `stratified` numbers are uneven for long.
+    """
     return math.ceil((sample + 1) * endpoint) > math.ceil(sample * endpoint)
 
 

@@ -28,6 +28,10 @@ class Config:
     length: int = arg(1024, "L, tokens in a sequence")
     n_head: int = arg(12, "attention heads")
 
+    def __post_init__(self):
+        if min(self.length, self.n_head) < 1:
+            raise ValueError("--length and --n_head must be at least 1")
+
 
 def parse_args(argv=None):
     return parse(Config, argv, description=__doc__)

@@ -178,7 +178,7 @@ def mend_recorded(state, j, T):
 
 def climb(state, j, T):
     """All tokens together from 0 to sde_top t_c in T steps, slowly at first."""
-    return torch.where(state.given, torch.inf, state.cfg.sde_top * state.t_c * ((j + 1) / T) ** 2).to(state.snr.dtype)
+    return torch.full_like(state.snr, state.cfg.sde_top * state.t_c * ((j + 1) / T) ** 2)
 
 
 def sde(state, j, T):

@@ -124,11 +124,11 @@ def flops_per_token(config, endpoint=1.0):
     return 3 * 2 * (config.n_layer * (12 * C * C + attention) + C * V + view)
 
 
-def matmul_ceiling(device, precision):
-    """Measured FLOP/s of a large matrix product under the autocast context `precision`: the denominator of MFU."""
+def matmul_ceiling(device, context):
+    """Measured FLOP/s of a large matrix product under the autocast `context`: the denominator of MFU."""
     size, best = 8192 if device.type == "cuda" else 1024, float("inf")
     a = b = torch.randn(size, size, device=device)
-    with precision:
+    with context:
         a = b = (a @ b).detach()  # now in the precision that the products of the run have
     for _ in range(5):
         start = time.perf_counter()
@@ -143,7 +143,8 @@ SHAPES = {False: {"dynamic": True}, True: {"mode": "reduce-overhead"}}
 
 def compiled(f, cfg, device, steps=0, **options):
     """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: on a GPU;
-    on a CPU with g++ after some 1,000 of the demo's steps [measured], if in float32; in bfloat16 the pilot saw no gain in 8 minutes."""
+    on a CPU with g++ in runs of 2,000 steps or more in float32, where it takes some 1,000 of the demo's [measured]; in bfloat16 the pilot
+    saw no gain in 8 minutes."""
     float32 = precision(device, cfg.dtype) == "float32"
     ready = sys.platform == "linux" and shutil.which("g++") and steps >= 2000 and float32
     if cfg.compile == "on" or cfg.compile == "auto" and (device.type == "cuda" or ready):

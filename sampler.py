@@ -30,13 +30,13 @@ CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # bef
 import torch
 from tqdm import tqdm
 
-from data import encode, load_meta, sha256, tokenizer, word_report
+from data import encode, load_tokens, sha256, tokenizer, val_windows, word_report
 from dsl_loss import critical_snr
 from model import load_checkpoint
 from paths import PATHS
 from report import save_json
 from runtime import SHAPES, compiled, local_device
-from show import Screen, Trace, diff
+from show import Screen, Trace, diff, printable
 from state import State
 
 
@@ -48,9 +48,9 @@ def sample(model, samples, cfg, path=None, given=None, block=0, kind=State):
     """Generate texts `samples` (ints that key their random numbers): yields the State before the first and after every step. It is
     one object that changes; at the end all of it is clean.
 
-    `path` is a name of PATHS or any function (state, j, T) -> target SNR (B, L); default cfg.path. `given` (L,) or (B, L) holds ids
-    that stay and the mask where to write; default cfg.length masks. What is not clean after T steps is read off by argmax.
-    `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use: *_, state = sample(...); state.x.
+    `path` is a name of PATHS or any function (state, j, T) -> target SNR (B, L); default cfg.path, else posterior, which is for DSL.
+    `given` (L,) or (B, L) holds ids that stay and the mask where to write; default cfg.length masks. What is not clean after T steps is
+    read off by argmax. `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use: *_, state = sample(...); state.x.
     """
     path = path or cfg.path or "posterior"
     rule = PATHS[path] if isinstance(path, str) else path
@@ -78,6 +78,8 @@ def load_for_sampling(cfg):
     V, L, objective = tokenizer(ckpt["tokenizer"]).n_vocab, model.config.length, ckpt["config"]["objective"]
     if V != model.config.vocab_size:
         raise Problem(f"{cfg.ckpt} predicts {model.config.vocab_size} tokens, its tokenizer {ckpt['tokenizer']} has {V}: train it again")
+    if model.E.device.type == "mps":
+        raise Problem("sampling draws in float64, which mps lacks: use --device cpu")
     cfg = replace(cfg, path=cfg.path or {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[objective], length=cfg.length or L)
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.correct or cfg.clean_snr or cfg.steps != cfg.length):
         raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill, --correct or "
@@ -238,15 +240,16 @@ def generate(cfg, model, tok, given, writer, rank, world, framed=False):
 
 def main(cfg):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if cfg.report and world > 1 and not cfg.out:
-        raise Problem("--report of several processes needs --out, where their texts come together")
+    if world > 1 and not (cfg.out or cfg.correct):
+        raise Problem("several processes need --out, where their texts come together")
     model, ckpt, cfg = load_for_sampling(cfg)
     tok, framed, start = tokenizer(ckpt["tokenizer"]), ckpt["config"].get("frame_eos", False), time.time()
     if cfg.correct:
         return print(diff(*correct(model, tok, cfg, framed), tok, sys.stdout.isatty())) if rank == 0 else None
     ids = template(cfg, tok, model, framed)
     if cfg.report:
-        load_meta(ckpt["config"]["dataset"], cfg.data_dir)  # its absence should be known before the sampling
+        _, val = (load_tokens(ckpt["config"]["dataset"], split, cfg.data_dir) for split in ("train", "val"))
+        val_windows(val, len(ids), 1)  # what the report lacks should be known before the sampling
     writer = Writer(cfg, model.E.device)
     if rank == 0:
         print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} tokens ({ckpt['tokenizer']}), path {cfg.path}, "
@@ -255,7 +258,7 @@ def main(cfg):
     rows = list(generate(cfg, model, tok, ids, writer, rank, world, framed))
     seconds = time.time() - start
     for row in rows[: cfg.show] if rank == 0 else ():
-        print(f"\n--- {row['index']} ---\n{row['text']}")
+        print(f"\n--- {row['index']} ---\n{printable(row['text'])}")
     if rows and rank == 0:
         calls = sum(row["nfe"] for row in rows) / len(rows)
         print(f"\n{len(rows)} texts, {calls:.1f} network calls each, {seconds:.1f} s, {len(rows) * len(ids) / seconds:,.0f} tokens/s")

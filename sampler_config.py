@@ -55,7 +55,7 @@ class Config:
     trace: str = arg("", "write every state of every text to this jsonl")
     report: str = arg("", "write the share of words that occur in the checkpoint's corpus, and how it came about, to this json")
     data_dir: str = arg("data", "where datasets live, for --report")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+    device: str = arg("", "cpu or cuda; empty: cuda where there is one")
     dtype: str = arg("float32", "precision of the network's matrix products; auto: bfloat16 where that is fast. The head and all "
                                 "probabilities stay in float32 or wider", choices=("auto", "float32", "bfloat16"))
     static: bool = arg(False, "send all texts of a batch through the network each time, changed or not: one shape, as CUDA graphs want it; "
@@ -85,6 +85,9 @@ class Config:
             raise ValueError(f"--sde_steps {self.sde_steps} leaves no step of --steps {self.steps} to the path after it")
         if self.correct and (self.out or self.report or self.trace):
             raise ValueError("--correct prints a diff and writes no file: leave out --out, --report and --trace")
+        files = [file for file in (self.out, self.trace, self.report) if file]
+        if len(set(files)) < len(files):
+            raise ValueError("--out, --trace and --report would write over each other: name different files")
         if sum(map(bool, (self.prompt, self.infill, self.correct))) > 1:
             raise ValueError("choose one of --prompt, --infill and --correct")
         if self.infill and not 0 < sum(int(hole[1] or 1) for hole in MASK.finditer(self.infill)) < 10**6:

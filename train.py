@@ -199,7 +199,7 @@ def save(cfg, run, step, scores):
                         config=asdict(cfg), tokenizer=run.meta["tokenizer"], data=run.meta["train"].get("sha256"), validation=scores,
                         **provenance())
     if cfg.keep > 1:  # the oldest go; an abandoned run's may have later steps
-        for old in sorted(Path(cfg.out_dir).glob("ckpt-*.pt"), key=lambda p: (p.stat().st_mtime, p.name))[: -cfg.keep]:
+        for old in sorted(Path(cfg.out_dir).glob("ckpt-" + 8 * "[0-9]" + ".pt"), key=lambda p: (p.stat().st_mtime, p.name))[: -cfg.keep]:
             old.unlink()
 
 
@@ -223,7 +223,8 @@ def update(cfg, run, objective, batches, step):
     with torch.no_grad():
         torch._foreach_lerp_(list(run.ema.parameters()), list(run.model.parameters()), 1 - decay)
     run.optimizer.zero_grad()
-    return torch.cat([torch.stack(seen).nanmean(0), norm[None]])  # a pass without endpoint sequences has no bound
+    loss, bound = torch.stack(seen).unbind(1)
+    return torch.stack([loss.mean(), bound.nanmean(), norm])  # a pass without endpoint sequences has no bound
 
 
 def report(cfg, run, log, bar, seen, step, skipped, clock):
@@ -235,9 +236,10 @@ def report(cfg, run, log, bar, seen, step, skipped, clock):
         skipped += 1
         log.write(bad + 1, skipped=skipped)
         if skipped > cfg.skip_nonfinite:
-            raise Problem(f"loss {seen[bad - step, 0]:.4g} with a gradient that is not finite at step {bad}, samples "
+            lower, again = (f" and --init_from {path}", "--resume ") if os.path.exists(path) else ("", "")
+            raise Problem(f"loss {seen[bad - step, 0]:.4g} with a gradient that is not finite at step {bad + 1}, samples "
                           f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}: start over in another --out_dir "
-                          f"with a lower --lr{f' and --init_from {path}' if os.path.exists(path) else ''}, or --resume --skip_nonfinite 10")
+                          f"with a lower --lr{lower}, or add {again}--skip_nonfinite 10")
     if not good.any():
         return skipped
     loss, bound = gather(seen[good][:, :2].nanmean(0)[None]).nanmean(0).tolist()
@@ -253,11 +255,12 @@ def show_samples(cfg, run, bar, step):
     """Print two texts drawn from the averaged weights."""
     from sampler import sample
     from sampler_config import Config as Sampling
+    from show import printable
     path = {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[cfg.objective]
     sampling = Sampling(path=path, steps=cfg.length if path == "ar" else 32, length=cfg.length, seed=step, dtype=cfg.dtype)
     *_, state = sample(run.ema, range(2), sampling)
     for ids in state.x.tolist():
-        bar.write(f"--- step {step:,} ---\n{tokenizer(run.meta['tokenizer']).decode(ids)}")
+        bar.write(f"--- step {step:,} ---\n{printable(tokenizer(run.meta['tokenizer']).decode(ids))}")
 
 
 def train(cfg, run, log):
@@ -273,7 +276,7 @@ def train(cfg, run, log):
             done, told = step + 1, stop.agreed()
             last = told or done == cfg.max_steps
             saves, shows = last or done % cfg.save_every == 0, cfg.sample_every and done % cfg.sample_every == 0
-            evaluates = done == cfg.max_steps or cfg.eval_every and done % cfg.eval_every == 0
+            evaluates = cfg.evaluates(done)
             if saves or shows or evaluates or done % cfg.log_every == 0:  # what is saved had finite gradients; only steps are timed
                 skipped = report(cfg, run, log, bar, seen, done, skipped, clock)
                 seen = []
@@ -329,13 +332,13 @@ def main(cfg):
         f"{sum(p.numel() for p in run.model.parameters()):,} parameters from {run.begun}, {cfg.batch_size * cfg.length:,} tokens per "
         f"step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into {cfg.out_dir}", flush=True)
     log = Log(cfg, run)
-    if cfg.eval_only or run.step >= cfg.max_steps and not run.scores:  # stopped in its last evaluation
+    if cfg.eval_only or run.step > 0 and not run.scores and cfg.evaluates(run.step):  # it was stopped in an evaluation
         scores = evaluate_now(cfg, run, log, say, run.step)
         if rank == 0 and not cfg.eval_only:
             save(cfg, run, run.step, scores)
     elif run.step >= cfg.max_steps:
         say(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
-    else:
+    if run.step < cfg.max_steps and not cfg.eval_only:
         log.write(run.step, config=asdict(cfg), device=str(device), precision=precision(device, cfg.dtype), processes=world,
                   torch=torch.__version__, **provenance())
         train(cfg, run, log)

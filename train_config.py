@@ -34,7 +34,7 @@ class Config:
     init_from: str = arg("scratch", "weights to start from: a checkpoint of ours (.pt), or MDLM's: .safetensors, .ckpt, Hugging Face id")
     objective: str = arg("dsl", "what to train", choices=("dsl", "mdlm", "ar"))
     seed: int = arg(0, "seed of the weights, the data order, the masks and the noise")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+    device: str = arg("", "cpu, cuda or mps; empty: cuda where there is one, else cpu")
     dtype: str = arg("auto", "precision of the matrix products; auto: bfloat16 where the processor is fast at it",
                      choices=("auto", "float32", "bfloat16"))
     compile: str = arg("auto", "torch.compile the loss; auto: on CUDA, and in long float32 runs on a CPU", choices=("auto", "on", "off"))
@@ -92,6 +92,8 @@ class Config:
                 raise ValueError(f"--{name} cannot be negative")
         if not (self.lr > 0 and self.snr_median > 0 and self.clip > 0 and 0 <= self.beta2 < 1 and 0 < self.mask_share < 1):
             raise ValueError("--lr, --snr_median and --clip must be positive, --beta2 and --mask_share between 0 and 1")
+        if self.seed >= 2**63 or self.device == "mps" and self.sample_every:
+            raise ValueError("--seed must be below 2^63; --sample_every draws in float64, which mps lacks")
         if not set(self.frozen) <= {"E", "beta"}:
             raise ValueError("--frozen takes E, beta or both")
         if self.eval_windows < 17 or self.frame_eos and self.length < 3:
@@ -103,6 +105,10 @@ class Config:
     def text_length(self):
         """Tokens of text in a sequence."""
         return self.length - 2 * self.frame_eos
+
+    def evaluates(self, step):
+        """Whether the weights are evaluated after so many steps."""
+        return step == self.max_steps or self.eval_every > 0 and step % self.eval_every == 0
 
     @property
     def lookup_share(self):

@@ -19,11 +19,12 @@ def bits_per_byte(meta, split, nats_per_token):
 
 
 def require_windows(cfg):
-    """Raise Problem where the validation split is too short for a standard error of both bounds: before the training, not after it."""
-    found = len(load_tokens(cfg.dataset, "val", cfg.data_dir)) // cfg.text_length
-    if found < 17:
-        raise Problem(f"{cfg.dataset}'s validation split has {found} windows of {cfg.text_length} tokens and 17 are needed: prepare a "
-                      "longer text, or use a shorter --length")
+    """Raise Problem where a split is too short, that for validation for a standard error of both bounds: before the training, not after."""
+    for split, needed in (("training", 1), ("validation", 17)):
+        found = len(load_tokens(cfg.dataset, {"training": "train", "validation": "val"}[split], cfg.data_dir)) // cfg.text_length
+        if found < needed:
+            raise Problem(f"{cfg.dataset}'s {split} split has {found} windows of {cfg.text_length} tokens and {needed} are needed: prepare "
+                          "a longer text, or use a shorter --length")
 
 
 def per_window(name, term, windows, rank, world, device, batch):

@@ -66,6 +66,8 @@ def test_a_damaged_dataset_is_named(tmp_path):
     np.arange(9, dtype=np.uint16).tofile(tmp_path / "x" / "train.bin")
     with pytest.raises(Problem, match="missing or not 10 tokens long"):
         load_tokens("x", "train", tmp_path)
+    with pytest.raises(Problem, match="says nothing of a val split"):
+        load_tokens("x", "val", tmp_path)
     (tmp_path / "x" / "meta.json").write_text("{")
     with pytest.raises(Problem, match="damaged"):
         load_tokens("x", "train", tmp_path)

@@ -52,8 +52,11 @@ def test_sample_categorical_has_the_stated_frequencies_and_keeps_the_tail():
     counts = torch.bincount(sample_categorical(p.expand(len(u), 5), u), minlength=5)
     assert chi_square_p(counts[:3].double(), 50_000 * p[:3].double()) > 1e-4
     assert counts[3] == 0
-    assert sample_categorical(p[None], torch.tensor([1 - 1e-13]).double()) == 4  # lost in float32: 1 - 1e-13 would be 1
-    assert sample_categorical(p[None], torch.tensor([0.0]).double()) == 0
+    p = torch.tensor([[0.5, 0.3, 1e-12, 0.2]], dtype=torch.float64)
+    u = torch.tensor([0.8 + 5e-13], dtype=torch.float64) / p.sum()
+    in_float32 = p.float().cumsum(-1)[0]
+    assert sample_categorical(p, u) == 2 and in_float32[1] == in_float32[2]  # where it could never be drawn
+    assert sample_categorical(p, torch.tensor([0.0]).double()) == 0
 
 
 def test_top_p_by_both_rules():
@@ -213,7 +216,8 @@ def test_a_path_of_ones_own():
 @pytest.mark.parametrize("flags", [
     "--steps 0", "--top_p 0", "--top_p 1.5", "--num_samples 0", "--path nowhere", "--eta 2", "--steps x", "--infill whole",
     "--correct a --out b", "--prompt a --correct b", "--path hybrid --sde_steps 32", "--correct_snr 0", "--correct_snr inf",
-    "--infill a[MASK*0]", "--infill [MASK*9999999999]", "--temperature nan", "--temperature 1e-310", "--cooling 1.1"])
+    "--infill a[MASK*0]", "--infill [MASK*9999999999]", "--temperature nan", "--temperature 1e-310", "--cooling 1.1",
+    "--out x.jsonl --report x.jsonl"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         parse_args(flags.split())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sampler
-from config import Problem
+from config import Problem, whole_file
 from data import tokenizer
 from model import DSL, ModelConfig, save_checkpoint
 from sampler import sample, sample_text, template
@@ -148,6 +148,23 @@ def test_torchrun_shares_the_texts_out(cfg, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert two.read_bytes() == one.read_bytes() and f"saved {two}" in done.stdout
+
+
+def test_several_processes_need_a_file(cfg, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Problem, match="several processes need --out"):
+        sampler.main(cfg)
+
+
+def test_a_control_character_does_not_reach_the_terminal(cfg, monkeypatch, capsys):
+    monkeypatch.setattr(sampler, "generate", lambda *args: [{"index": 0, "text": "a\x1b[2Jb\nc", "ids": [97], "nfe": 1}])
+    sampler.main(replace(cfg, show=1))
+    assert "a·[2Jb\nc" in capsys.readouterr().out
+
+
+def test_what_is_no_plain_file_is_not_replaced(tmp_path):
+    with pytest.raises(Problem, match="is no plain file"), whole_file(tmp_path):
+        pass
 
 
 def test_eos_stays_in_the_text(cfg, tmp_path):

@@ -235,12 +235,17 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(cfg, monkeypatch):
     assert [row["skipped"] for row in map(json.loads, open(f"{cfg.out_dir}/log.jsonl")) if "skipped" in row] == [1, 2]
     assert "NaN" not in open(f"{cfg.out_dir}/log.jsonl").read()  # a step that was skipped has no loss to show
     calls.clear()
-    with pytest.raises(Problem, match="not finite at step 6, samples 24-27 of seed 0: start over .*--init_from .*ckpt.pt"):
+    with pytest.raises(Problem, match="not finite at step 7, samples 24-27 of seed 0: start over .*--init_from .*ckpt.pt"):
         train.main(replace(cfg, skip_nonfinite=1, out_dir=cfg.out_dir + "/again"))
 
 
 def test_the_last_k_checkpoints_are_kept(cfg):
+    best = Path(cfg.out_dir) / "ckpt-best.pt"
+    best.parent.mkdir(parents=True)
+    best.write_text("somebody's own")
     train.main(replace(cfg, save_every=2, keep=3))
+    assert best.read_text() == "somebody's own"
+    best.unlink()
     names = sorted(p.name for p in Path(cfg.out_dir).glob("*.pt"))
     assert names == ["ckpt-00000008.pt", "ckpt-00000010.pt", "ckpt-00000012.pt", "ckpt.pt"]
     assert load(f"{cfg.out_dir}/ckpt-00000008.pt")["step"] == 8

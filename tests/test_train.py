@@ -220,6 +220,31 @@ def test_nothing_to_resume_is_said(cfg):
         train.main(replace(cfg, resume=True))
 
 
+def test_an_evaluation_that_was_stopped_is_made_up_for(cfg, monkeypatch):
+    """After step 5, where ckpt.pt stands already."""
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(train, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(replace(cfg, eval_every=5))
+    assert ckpt(cfg)["step"] == 5 and not ckpt(cfg)["validation"]
+    train.main(replace(cfg, eval_every=5, resume=True))
+    rows = map(json.loads, open(f"{cfg.out_dir}/log.jsonl"))
+    assert [row["step"] for row in rows if "validation" in row] == [5, 10, 12] and len(losses(cfg)) == 12
+
+
+def test_a_training_split_that_is_too_short_is_refused_before_anything_is_written(cfg):
+    meta = Path(cfg.data_dir) / "toy" / "meta.json"
+    text = json.loads(meta.read_text())
+    meta.write_text(json.dumps(text | {"train": text["train"] | {"tokens": 5}}))
+    np.zeros(5, np.uint16).tofile(meta.with_name("train.bin"))
+    with pytest.raises(Problem, match="training split has 0 windows of .* tokens and 1 are needed"):
+        train.main(cfg)
+    assert not Path(cfg.out_dir).exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(cfg, monkeypatch):
     real = train.LOSSES["dsl"]
     calls = []
@@ -230,10 +255,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(c
         return (loss * float("nan") if len(calls) == 8 else loss), bound
 
     monkeypatch.setitem(train.LOSSES, "dsl", explode)
-    with pytest.raises(Problem, match="loss nan with a gradient that is not finite at step 7, samples 28-31"):
+    with pytest.raises(Problem, match="loss nan with a gradient that is not finite at step 8, samples 28-31"):
         train.main(cfg)
     assert ckpt(cfg)["step"] == 5
     assert all(p.isfinite().all() for p in ckpt(cfg)["model"].values())
+    calls[:] = [0] * 6
+    with pytest.raises(Problem, match="at step 2, .*: start over in another --out_dir with a lower --lr, or add --skip_nonfinite 10$"):
+        train.main(replace(cfg, out_dir=cfg.out_dir + "/again"))  # where there is no checkpoint to go on from
 
 
 @pytest.mark.parametrize("objective", ["dsl", "mdlm", "ar"])
@@ -308,7 +336,7 @@ def test_learning_rate_warms_up_and_falls_to_its_share(cfg):
 @pytest.mark.parametrize("flags", ["--lr x", "--lr -1", "--max_steps 0", "--preset none", "--endpoint 2", "--max_step 5",
                                    "--n_head 3 --d_model 64", "--objective gan", "stray", "--micro_batch -1", "--beta2 1",
                                    "--clip 0", "--lr nan", "--seed -1", "--frozen bias", "--frame_eos --length 2", "--eval_windows 9",
-                                   "--weight_decay nan"])
+                                   "--weight_decay nan", "--seed 9223372036854775808", "--device mps --sample_every 5"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         train.parse_args(flags.split())
