@@ -81,7 +81,7 @@ TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch_D$(D),$(if $(LONG),_long,_D$(D))))
 CLAIM = results/claim$(if $(TEXT),,_pydocs)$(KIND)$(AGAIN)
-FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch$(D:128=),$(if $(LONG),long,each$(D:128=)))$(AGAIN))
+FOLDER = out/$(if $(ALL),reproduce,$(if $(FROM_SCRATCH),scratch$(D:128=),$(if $(LONG),long,each$(D:128=)))$(AGAIN))$(if $(TEXT),,_pydocs)
 COMPARED = $(foreach who,dsl masked mdlm_more,$(foreach seed,$(if $(ALL),0 1 2 3 4 5,$(SEEDS)),$(FOLDER)/$(who)-$(seed)/ckpt.pt))
 FLAGS =
 FLAGS_D$(D) = --mdlm_per_seed $(SETTLED) soft  # one more of the --paths
@@ -98,7 +98,7 @@ reproduce: .venv/tested data/$(CORPUS)/meta.json
 
 ablations: ALL = 1  # of its prerequisite too
 ablations: reproduce
-	$(BIN)python ablate.py --data $(CORPUS) --claim $(CLAIM)
+	$(BIN)python ablate.py --data $(CORPUS) --claim $(CLAIM) --out_dir $(FOLDER)
 
 data/english/meta.json: .venv/installed FORCE
 	@grep -qsF '"source": "$(TEXT)"' $@ || $(BIN)python prepare_owt.py --text $(TEXT) --name english

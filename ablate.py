@@ -71,7 +71,7 @@ class Variant(NamedTuple):
     sampler.py that differ: without any of train.py, the claim's own model is sampled with those. In the flags {quarter}, {half}, {twice}
     and {long} (4) stand for so many times the steps of the fine-tuning and {beyond} for twice its learning rate, {mdlm_more} and {masked}
     for those of the other two and {below} for half of MDLM's; {pretrain} for the MDLM's steps, {lr} for the preset's learning rate, of
-    which {slow} and {slower} are a half and a quarter; {out} for the folder of all models and {seed} for the variant's."""
+    which {slow} and {slower} are a half and a quarter; {out} for the folder of all models, {seed100} for 100 more than the {seed}."""
 
     name: str
     flags: str
@@ -95,7 +95,7 @@ class Variant(NamedTuple):
 
 
 # from an MDLM of each seed, by the claim's seed: 100 more than that MDLM's own, by which it would see the same masks again
-EACH = "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed 10{seed}"
+EACH = "--init_from {out}/mdlm_scratch_slower-{seed}/ckpt.pt --seed {seed100}"
 VARIANTS = (
     Variant("endpoint0.25", "--endpoint 0.25", "fewer endpoint sequences, as the authors?", "bound .02 bits worse, mends a little more"),
     Variant("endpoint0.75", "--endpoint 0.75", "more of them?", "bound .01 better, posterior path a little worse"),
@@ -217,7 +217,7 @@ def plan_of(cfg, variant, published, seed=0):
     lr = train_args(plan["judge"]).lr
     flags = variant.flags.format(quarter=scale.tune // 4, half=scale.tune // 2, twice=2 * scale.tune, long=4 * scale.tune,
                                  pretrain=scale.pretrain, lr=lr, slow=lr / 2, slower=lr / 4, beyond=2 * float(rates["dsl"]),
-                                 below=float(rates["mdlm_more"]) / 2, out=cfg.out_dir, seed=seed, **rates)
+                                 below=float(rates["mdlm_more"]) / 2, out=cfg.out_dir, seed=seed, seed100=100 + seed, **rates)
     steps = ["--max_steps", str(cfg.tune)] if cfg.tune else []
     return [*plan["dsl-0"], *steps, "--seed", str(seed), *shlex.split(flags), "--out_dir", f"{cfg.out_dir}/{variant.folder(cfg, seed)}"]
 
@@ -281,7 +281,7 @@ def over_seeds(values):
 
 def ratios(cfg, mine, theirs):
     """How many times more steps another model needs for the NLLs `mine` {"path/T": [NLL, error]}, by the same path or by its best one at
-    each T -> {path: {"same": ratios over cfg.calls, "best": ...}}, interpolated as in claim.py; nan where it never gets there."""
+    each T -> {path: {"same": ratios over cfg.calls, "best": ...}}, as in claim.py; nan if it never gets there, or mine is unknown."""
     def needed(paths, value):
         values = {T: [theirs[f"{path}/{T}"][0] for path in paths if f"{path}/{T}" in theirs] for T in cfg.calls}
         calls = calls_to_reach([(T, np.nanmin(nll)) for T, nll in values.items() if not np.isnan(nll).all()], value)

@@ -82,7 +82,7 @@ def load(cfg):
         about = {"ckpt": path, "objective": training["objective"], "sha256": sha256(path),
                  **{name: ckpt[name] for name in ("command", "commit", "step")}}
         loaded.append((model, about, must_agree))
-        start = re.sub(r"(?<![eE])-\d(/[^/]*)$", r"\1", training.get("init_from", ""))
+        start = re.sub(r"(?<![eE])-\d+(/[^/]*)$", r"\1", training.get("init_from", ""))
         but_seed = {name: value for name, value in training.items() if name not in ("seed", "out_dir", "resume")} | {"init_from": start}
         training_but_seed, seed = str(but_seed | {"step": ckpt["step"]}), training.get("seed")
         alike.setdefault((training_but_seed, twins[training_but_seed, seed]), []).append(len(loaded) - 1)

@@ -235,7 +235,9 @@ def prepare(cfg, device):
               "--workers", str(workers)]
 
     def ours(i):
-        subprocess.run([*script, "--name", str(i)], check=True, capture_output=True)
+        done = subprocess.run([*script, "--name", str(i)], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise Problem(f"prepare_owt.py failed: {done.stderr.strip().splitlines()[-1]}")
 
     def tiktoken(i):
         return [np.array(ids, np.uint16) for ids in tok.encode_ordinary_batch(documents, num_threads=workers)]

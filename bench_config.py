@@ -33,7 +33,7 @@ class Config:
     attention: str = arg("auto", "torch's scaled_dot_product_attention, of its choice or this one", choices=("auto", *ATTENTION))
     way: str = arg("ours", "memory: of whose", choices=("ours", "obvious", "torch"))
     loss: bool = arg(False, "memory: of DSL's loss with one block, not of the cross-entropy alone")
-    tokenizer: str = arg("gpt2", "prepare: gpt2, bytes")
+    tokenizer: str = arg("gpt2", "prepare", choices=("gpt2", "bytes"))
     copies: int = arg(10, "prepare: how often this Python's documentation (2 MB) is tokenised")
     workers: int = arg(0, "prepare: processes that tokenise; 0: one for each core")
     dtype: str = arg("auto", "precision of matrix products; sample: of the backbone alone", choices=("auto", "float32", "bfloat16"))
@@ -41,9 +41,9 @@ class Config:
     device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
 
     def __post_init__(self):
-        shape = self.vocab_size, self.length, self.n_layer, self.d_model, self.d_embed
-        if min(*shape, self.steps, self.batch_size, self.repeats, self.copies) < 1:
-            raise ValueError("sizes and counts must be at least 1")
+        shape = self.vocab_size, self.length, self.n_layer, self.n_head, self.d_model, self.d_embed
+        if min(*shape, self.steps, self.batch_size, self.repeats, self.copies, self.workers + 1) < 1:
+            raise ValueError("sizes and counts must be at least 1, --workers at least 0")
         if self.compile and self.what == "sample" and not self.whole:
             raise ValueError("--compile is of the network: sample --whole, or train")
         if self.profile and self.what in ("prepare", "memory"):

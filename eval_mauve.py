@@ -107,7 +107,8 @@ def framed(cfg, rows, eos):
 
 
 def blocks(cfg, count, length, frame):
-    """The first `count` validation blocks as rows like those of a samples file. Raises Problem when there are fewer."""
+    """The first `count` validation blocks, or all, as rows like those of a samples file. Blocks in a row are of few documents, so what the
+    real text's errors say of N of them is too little where the split is small (data.spread_windows has an example)."""
     meta = load_meta(cfg.data, cfg.data_dir)
     tok = tokenizer(meta["tokenizer"])
     windows = val_windows(load_tokens(cfg.data, "val", cfg.data_dir), length, count, meta["eos"] if frame else None)
@@ -184,7 +185,7 @@ def matched(curve, target):
     """The NLL at the entropy `target` (value, error) on a frontier -> (NLL, standard error), or None where the curve does not reach.
 
     curve is a list of (entropy, its error, NLL, its error), interpolated linearly between neighbours in entropy. Errors in entropy count
-    by the slope; that of the target is common to all curves.
+    by the slope, as if independent of those in NLL, which rise with them: rather too large; that of the target is common to all curves.
     """
     (at, of_target), curve = target, sorted(curve)
     for (low, dx, a, da), (high, dy, b, db) in zip(curve, curve[1:]):
@@ -236,8 +237,7 @@ def frontier(results, real, cfg):
     axes.axvline(target[0], color="gray", linewidth=0.5)
     axes.set(xlabel="unigram entropy of a text, nats", ylabel=f"gen-PPL by {cfg.judge}", yscale="log")
     axes.legend(fontsize=8)
-    save_figure(cfg.frontier, figure)
-    return found
+    return found, figure
 
 
 # ---- the command line --------------------------------------------------------------------------------------------------------
@@ -259,7 +259,8 @@ def gather(cfg, tok, eos):
     frame = framed(cfg, everything, eos)
     real = blocks(cfg, 2 * N, length, frame)
     if len(real) < N:
-        raise Problem(f"{cfg.data}'s validation split has {len(real)} blocks of {length} tokens, not {N}: use --num_samples {len(real)}")
+        lower = f"--num_samples {len(real)}" if len(real) > 1 else "a smaller --length"
+        raise Problem(f"{cfg.data}'s validation split has {len(real)} blocks of {length} tokens, not {N}: use {lower}")
     print(f"{N:,} texts of each file against the first {N:,} blocks of {length} {tok.name} tokens"
           f"{', framed by EOS,' if frame else ''} of {cfg.data}'s validation split", flush=True)
     if len(real) < 2 * N:
@@ -307,10 +308,12 @@ def main(cfg):
                                             for name, row in everything.items()]))
     print(f"MAUVE: mean and spread over {cfg.seeds} k-means seeds. MAUVE, JS and distinct-n depend on N: compare at equal N. The other "
           "errors are standard errors over texts.")
-    curves = frontier(results, data, cfg) if cfg.frontier else None
+    curves, figure = frontier(results, data, cfg) if cfg.frontier else (None, None)
     if cfg.out:
         about = judge and {"name": judge.name, "key": judge.key, "context": judge.context}
         save_json(cfg.out, config=asdict(cfg), judge=about, data=data, samples=results, frontier=curves)
+    if figure:
+        save_figure(cfg.frontier, figure)
 
 
 if __name__ == "__main__":

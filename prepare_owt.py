@@ -112,14 +112,15 @@ def pydocs(cfg):
 
 
 def find(entries, endings):
-    """The files that `entries` name, in that order; a folder stands for all files under it, sorted. Problem: none."""
-    files = []
+    """The files that `entries` name, each once, in that order; a folder stands for all files under it, sorted. Problem: none."""
+    files = {}  # by their real places: a document that came twice might be trained on and validated with
     for entry in map(Path, entries):
         paths = [entry] if entry.is_file() else sorted(path for path in entry.rglob("*") if path.is_file())
         if not (found := [str(path) for path in paths if path.name.endswith(endings)]):
             raise Problem(f"{entry}: no such file or folder, or nothing in it that ends in {', '.join(endings)}")
-        files += found
-    return files
+        for path in found:
+            files.setdefault(os.path.realpath(path), path)
+    return list(files.values())
 
 
 def texts(cfg):

@@ -306,7 +306,7 @@ def to_cool(cfg, here, known):
         raise Problem(f"{cfg.tuning} has no settings of {new[0]} for --cool to start from: leave it out of --paths, or name another")
     tried = {c.name: [e for e in known["paths"][c.name] if "cooling" not in e["setting"]] for c in cfg.curves}
     starts = [(c, T, dict(zip(("setting", "temperature"), settings_at(tried[c.name], T))))
-              for c in cfg.curves if c.path not in UNCOOLED for T in (AT, *FINALS)]
+              for c in cfg.curves if c.path not in UNCOOLED for T in (AT, *FINALS) if T <= max(AT, *cfg.steps)]
     return known if known["cool"] else here | {"paths": {c.name: tried[c.name] for c in cfg.curves if c.path in UNCOOLED}}, starts
 
 

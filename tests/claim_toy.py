@@ -38,8 +38,8 @@ def stage(tmp_path, monkeypatch):
                                                Curve("masked", "remdm", [{}], {"top_p": 0.9}), Curve("dsl", "remdm", [{}], {"top_p": 0.9}),
                                                Curve("dsl", "posterior", [{"R": R, "top_p": 1.0} for R in (2, 4)])])
     monkeypatch.setitem(reproduce_config.SCALES, "cpu", scale)
-    monkeypatch.setattr(reproduce, "FINALS", (8, 16, 64))  # the last beyond all cells: not tried
-    monkeypatch.setattr(reproduce_config, "FINALS", (8, 16))
+    for module in (reproduce, reproduce_config):
+        monkeypatch.setattr(module, "FINALS", (8, 16, 64))  # the last beyond all cells: not tried
     monkeypatch.setattr(reproduce, "GAMMAS", [{"gamma": 1.0}, {"gamma": 8.0}])
     monkeypatch.setattr(reproduce_config.shutil, "which", lambda name: None)  # compiling takes longer than all of this
     ran = []

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import prepare_owt
 from config import Problem
 from data import load_tokens, tokenizer, train_windows, val_windows
 
@@ -71,3 +72,10 @@ def test_a_damaged_dataset_is_named(tmp_path):
     (tmp_path / "x" / "meta.json").write_text("{")
     with pytest.raises(Problem, match="damaged"):
         load_tokens("x", "train", tmp_path)
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path):
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "c.txt").symlink_to("a.txt")
+    assert prepare_owt.find([f"{tmp_path}/b.txt", str(tmp_path)], (".txt",)) == [f"{tmp_path}/b.txt", f"{tmp_path}/a.txt"]

@@ -24,20 +24,31 @@ SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if '\nif __name__ == "__main__":
 SOURCES = sorted(ROOT.glob("*.py"))
 
 
+def commands_in(text):
+    """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` of a text, as (script, flags)."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for command in re.split(r"&&|;|\|", line):
+            found = re.search(r"(?:python3?|torchrun)\s.*?(\w+\.py)(.*)", command.split(" #")[0])
+            if found and (ROOT / found[1]).exists():
+                yield found[1], found[2].strip()
+
+
 def commands():
-    """Every `python SCRIPT ...` or `torchrun ... SCRIPT ...` inside the README's code blocks and of the Makefile, as (script, flags)."""
+    """Those of the README's code blocks and of the Makefile."""
     kinds = "", "D=32", "FROM_SCRATCH=1", "LONG=1", "TEXTS=99", "SEEDS='3 4 5'"
     goals = ["demo results evaluate bench bench_gpu ablations", *(f"reproduce {of}" for of in kinds)]
     asked = {"ALL", "D", "FROM_SCRATCH", "LONG", "SEEDS", "TEXTS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
     plain = {key: value for key, value in os.environ.items() if key not in asked}
     make = [subprocess.run(["make", "-nB", *shlex.split(of), "TEXT=prose.txt"], cwd=ROOT, env=plain, capture_output=True, text=True,
                            check=True).stdout for of in goals]
-    text = "\n".join([*re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S), *make])
-    for line in text.replace("\\\n", " ").splitlines():
-        for command in re.split(r"&&|;|\|", line):
-            found = re.search(r"(?:python3?|torchrun)\s.*?(\w+\.py)(.*)", command.split(" #")[0])
-            if found and (ROOT / found[1]).exists():
-                yield found[1], found[2].strip()
+    return commands_in("\n".join([*re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S), *make]))
+
+
+def usages():
+    """Those that the scripts' docstrings show, indented, what stands apart from them being a comment."""
+    for path in SOURCES:
+        lines = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+        yield from commands_in("\n".join(re.sub(r"(\S)\s{3}.*", r"\1", line) for line in lines if line.startswith(" ")))
 
 
 def test_the_readme_holds_commands():
@@ -57,7 +68,7 @@ def test_the_readme_holds_commands():
     assert dimensions == dict.fromkeys(of_32, "32") | dict.fromkeys(of_128, "128")  # as their jsons were made
 
 
-@pytest.mark.parametrize("script, flags", sorted(set(commands())))
+@pytest.mark.parametrize("script, flags", sorted({*commands(), *usages()}))
 def test_readme_command_parses(script, flags):
     assert importlib.import_module(script[:-3]).parse_args(shlex.split(flags))  # a bad flag would be a SystemExit
 

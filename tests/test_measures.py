@@ -60,6 +60,8 @@ def test_the_ratio_of_calls_is_that_of_the_curves():
     half = 4.303 * 4 * math.log(2) * 0.05 / 3**0.5
     assert out["entropy"]["student"] == pytest.approx([2 * math.exp(-half), 2 * math.exp(half)])
     assert out["entropy_2"]["by_seed"] == [(1, "<"), (0.5, "<"), (0.5, "<")] and out["js_4"]["ratio"] == (8, ">")
+    value, bound = measures.ratio((8.0, 0.5), [(8.0, 0.9), (16.0, math.nan), (32.0, 0.4)])  # what 16 calls reach is not known
+    assert 2 < value < 4 and bound == "<" and measures.ratio((8.0, 0.5), [(8.0, 0.9), (32.0, 0.4), (64.0, math.nan)]) == (value, "")
     assert np.isnan([*out["entropy_2"]["student"], *out["js_4"]["student"], out["one_minus_mauve"]["ratio"][0]]).all()
 
 
