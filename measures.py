@@ -13,11 +13,14 @@ of the claim, which the NLL chose; with --tune 4-grams choose among what its tun
 
 import math
 import os
+import re
+import shlex
 from dataclasses import asdict, dataclass
 
 from config import Problem, arg, parse, run
 from reproduce_config import Config as Claim
 from reproduce_config import ALONE, THROWN_AWAY, as_it_was, claim_of, mdlm_of, sampling, settings_at, trainings
+from sampler_config import parse_args as sampler_args
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Config:
     factors: tuple[float, ...] = arg((0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6), "of the temperature that the claim's tuning found")
     texts: int = arg(170, "texts of each training seed at each temperature")
     tune: int = arg(0, "choose settings anew, by 4-gram JS of so many texts of the thrown-away seed, trained if need be. 0: as --claim")
+    sampler: str = arg("", "more flags of sampler.py, for both, '--exact_doubt', say; name other --results")
     results: str = arg("", "where the table and the figure go: NAME.json, NAME.png; empty: --claim with _measures, or _measures_tuned")
     workers: int = arg(0, "as in reproduce.py")
 
@@ -44,6 +48,9 @@ class Config:
                 or self.workers < 0 or self.tune != 0 and self.tune < 2):
             raise ValueError("--texts, --at, --calls and, if any, --tune are at least 2, --factors two or more above 0, --workers not "
                              "negative")
+        if self.sampler and (self.tune or not self.results):
+            raise ValueError("--sampler is for other texts: name other --results, and leave out --tune")
+        sampler_args(shlex.split(self.sampler))  # a usage error of its own
         if self.results and os.path.abspath(self.results) == os.path.abspath(self.claim):
             raise ValueError("--claim would be overwritten: name other --results")
 
@@ -217,11 +224,12 @@ def main(cfg):
         raise Problem(f"{max(n, cfg.tune)} texts at a temperature are compared with as many real ones, of which there are {len(real)}: "
                       "lower --texts or --tune")
     plt, plan, curves = pyplot(), {}, {curve.name: curve for curve in asked.curves}
+    tag = f"_measures{re.sub(r'[^a-z0-9.]+', '-', cfg.sampler)}"  # the texts' folder
     tuning = tune(cfg, asked, stored, judge, real) if cfg.tune else {}
     for name, T in [(cfg.ours, T) for T in cfg.at] + [(cfg.other, T) for T in cfg.calls]:
         known = stored["tuning"][name]
         setting, temperature = chosen(tuning[name], known, T) if cfg.tune else settings_at(known, T)
-        plan[name, T] = [[sampling(asked, curves[name], seed, T, temperature * factor, setting, cfg.texts, "_measures")
+        plan[name, T] = [[sampling(asked, curves[name], seed, T, temperature * factor, setting, cfg.texts, tag) + shlex.split(cfg.sampler)
                           for factor in factors] for seed in seeds]
     print(f"{len(plan)} cells at {len(factors)} temperatures, {n} texts of {len(seeds)} seeds at each; models of {cfg.out_dir}, settings "
           f"{'chosen by 4-grams' if cfg.tune else f'of {cfg.claim}.json'}", flush=True)

@@ -83,7 +83,8 @@ def by_doubt(state, r, confidence, spread):
     """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence(). Where that asks
     for a token more than once they are fewer. So are they if `spread`, a third at most: as tokens that are drawn at once know nothing of
     each other, a chosen one stays if there is another less than 3 apart that is more doubtful."""
-    doubt = state.cfg.gamma * (1 - confidence()).clamp(min=1e-9).log()
+    p = state.leave_one_out() if state.cfg.exact_doubt else confidence()
+    doubt = state.cfg.gamma * (1 - p).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)
     share = doubt.masked_fill(~state.revealed, -torch.inf).masked_fill(~some, 0.0).softmax(1)
     wanted = r * state.revealed.sum(1, keepdim=True) * share

@@ -36,6 +36,8 @@ class Config:
     remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token")
     eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, 0.04 for remdm-cap and -rescale, 0.02 for remdm-loop")
     gamma: float = arg(2.0, "posterior, soft, recorded, mend, mend-recorded forget in proportion to (1 - p)^gamma")
+    exact_doubt: bool = arg(False, "those five ask with each written token masked in turn, a call for every one: what perfect doubt "
+                                   "would bring")
     draft: float = arg(0.4, "share of the steps in which mend and mend-recorded write their draft")
     soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")
     clean_snr: float = arg(0.0, "SNR, in units of t_c, at which tokens it wrote are shown to the network; 0: by lookup")

@@ -142,6 +142,20 @@ class State:
         with autocast(self.x.device, self.cfg.dtype):
             return self.look(self.revealed, lambda logits, rows: logits.softmax(-1).gather(-1, x[rows, None])[:, 0])
 
+    def leave_one_out(self):
+        """The probability (B, L) of each revealed token given all the others, itself masked; 0 at the others. It is what `confidence`
+        stands for, at the price of a call for each token instead of one for the text."""
+        out, mask = torch.zeros_like(self.snr), self.model.embed_ids(torch.full_like(self.x[:1, :1], self.model.mask_id))
+        for text, at in ((i, where.nonzero()[:, 0]) for i, where in enumerate(self.revealed) if where.any()):
+            h, row = self.embed(torch.arange(len(self.x), device=at.device) == text), torch.arange(len(at), device=at.device)
+            h = h.repeat(len(at), 1, 1)
+            h[row, at] = mask[0, 0].to(h.dtype)
+            with autocast(self.x.device, self.cfg.dtype):
+                logits = self.head(self.model.hidden(h)[row, at])
+            out[text, at] = logits.softmax(-1)[row, self.x[text, at]].to(out.dtype)
+            self.nfe[text] += len(at)
+        return out
+
     def best(self):
         """The probability (B, L) of the likeliest token of each position that is not clean; 0 at the others."""
         return self.look(~self.clean, lambda logits, rows: logits.softmax(-1).amax(-1))

@@ -89,6 +89,11 @@ def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
     of_seed = measures.qualities(seen["by_seed"][1], measures.of_real_text(real, features, 6))
     assert found["cells"]["dsl/mend/4"]["by_seed"][1] == {what: None if math.isnan(x) else x for what, x in of_seed.items()}
 
+    measures.main(replace(cfg, sampler="--exact_doubt", results="results/exact"))
+    exact = json.loads((tmp_path / "results" / "exact.json").read_text())["cells"]
+    assert exact["dsl/mend/4"]["nfe"] > 2 * found["cells"]["dsl/mend/4"]["nfe"]
+    assert exact["mdlm_more/remdm/4"]["all"] == found["cells"]["mdlm_more/remdm/4"]["all"]  # a path that asks for no doubt
+
     for other, match in (({"other": "mdlm/remdm"}, "has no mdlm/remdm: choose --other of"), ({"texts": 13}, "39 .* there are 36: lower"),
                          ({"ours": "mend"}, "has no mend: choose --ours of"), ({"claim": "x"}, "x.json holds no claim .* the --claim of")):
         with pytest.raises(Problem, match=match):
@@ -137,12 +142,14 @@ def test_settings_are_chosen_by_4_grams_of_the_thrown_away_seed(claimed, tmp_pat
         measures.main(replace(cfg, claim="results/other"))
 
 
-@pytest.mark.parametrize("flags", ["--texts 1", "--tune 1", "--tune -2", "--factors 0 1", "--factors 1 1", "--at 1",
-                                   "--results results/claim_D128"])
-def test_impossible_flags_are_usage_errors(flags, capsys):
+@pytest.mark.parametrize("flags, told", [
+    *((flags, "two or more above 0") for flags in ("--texts 1", "--tune 1", "--tune -2", "--factors 0 1", "--factors 1 1", "--at 1")),
+    ("--results results/claim_D128", "overwritten"), ("--sampler=--exact_doubt", "name other --results"),
+    ("--sampler=--exact_doubt --results y --tune 9", "leave out --tune"), ("--sampler=--no_such --results y", "unrecognized")])
+def test_impossible_flags_are_usage_errors(flags, told, capsys):
     with pytest.raises(SystemExit):
         asked(flags)
-    assert ("overwritten" if "results" in flags else "--factors two or more above 0") in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def measured(name):

@@ -43,6 +43,28 @@ def test_forgetting_everything_is_the_mask():
     assert state.x.tolist() == [[3, 2]] and state.snr.tolist() == [[0, torch.inf]] and (state.z == 0).all()
 
 
+def test_leave_one_out_is_the_exact_conditional():
+    """Of all 9 sequences, a call for each token; and in a text that begins with a prompt, only of what was written after it."""
+    toy, p = ExactDenoiser(), ExactDenoiser().p.view(3, 3)
+    state = State(toy, range(9), EXACT, masked(toy, 2, 9))
+    state.x, state.snr = toy.sequences.clone(), torch.full_like(state.snr, torch.inf)
+    first, second = toy.sequences.T
+    exact = torch.stack([p[first, second] / p.sum(0)[second], p[first, second] / p.sum(1)[first]], 1)
+    assert (state.leave_one_out() - exact).abs().max() < 1e-12 and (state.nfe == 2).all()
+    state = State(toy, [0], EXACT, torch.tensor([[1, toy.mask_id]]))
+    state.x, state.snr = torch.tensor([[1, 2]]), torch.full_like(state.snr, torch.inf)
+    assert state.leave_one_out().tolist() == [[0, pytest.approx(exact[5, 1].item())]] and state.nfe.tolist() == [1]
+
+
+@pytest.mark.parametrize("path", ["posterior", "mend-recorded"])
+def test_exact_doubt_asks_for_every_token_and_takes_no_other_answer(path):
+    toy, calls = Wide(ExactDenoiser(), 24), []
+    toy.hidden = lambda h, plain=toy.hidden: calls.append(len(h)) or plain(h)
+    plain, asked = (sample(toy, range(3), replace(EXACT, length=24, path=path, steps=8, exact_doubt=how)) for how in (False, True))
+    few, many = ([*states][-1].nfe for states in (plain, asked))
+    assert (few <= 8).all() and (many > 8 + 24).all() and sum(calls) == few.sum() + many.sum()
+
+
 # ---- drawing -----------------------------------------------------------------------------------------------------------------
 
 
