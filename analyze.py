@@ -8,7 +8,7 @@
 What each of them measures stands in the docstring of its function in probes.py. Every model sees the same windows, the same errors and
 the same masks; --seed draws others. Standard errors are over windows, of one training run each: they say nothing about other runs.
 Checkpoints whose trainings differ in --seed alone are told as one, with errors over the seeds; the figure shows the first of them. So
-are those that go on from checkpoints in folders that differ in a last digit, out/mdlm-3/ckpt.pt and out/mdlm-4/ckpt.pt.
+are those that go on from checkpoints in folders that differ in a last number, out/mdlm-3/ckpt.pt and out/mdlm-4/ckpt.pt.
 """
 
 import collections
@@ -38,7 +38,7 @@ class Config:
     refine: int = arg(4, "correction: rounds of showing the changed text again")
     steps: int = arg(32, "calibration: T of the drafts that the models write")
     data_dir: str = arg("data", "where datasets live")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+    device: str = arg("", "cpu, cuda or mps; empty: cuda where there is one, else cpu")
 
     def __post_init__(self):
         if any(value != value for value in vars(self).values()):

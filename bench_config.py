@@ -38,7 +38,7 @@ class Config:
     workers: int = arg(0, "prepare: processes that tokenise; 0: one for each core")
     dtype: str = arg("auto", "precision of matrix products; sample: of the backbone alone", choices=("auto", "float32", "bfloat16"))
     out: str = arg("", "write the numbers to this json")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+    device: str = arg("", "cpu, cuda or mps; empty: cuda where there is one, else cpu")
 
     def __post_init__(self):
         shape = self.vocab_size, self.length, self.n_layer, self.n_head, self.d_model, self.d_embed

@@ -38,7 +38,7 @@ class Config:
     out: str = arg("", "write everything to this json")
     cache: str = arg("out/judged", "folder that remembers what the judge said of each text; empty: judge anew")
     data_dir: str = arg("data", "where datasets live")
-    device: str = arg("", "cpu, cuda, mps; empty picks the best there is")
+    device: str = arg("", "cpu, cuda or mps; empty: cuda where there is one, else cpu")
 
     def __post_init__(self):
         if not self.samples:
