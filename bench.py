@@ -237,7 +237,7 @@ def prepare(cfg, device):
     def ours(i):
         done = subprocess.run([*script, "--name", str(i)], check=False, capture_output=True, text=True)
         if done.returncode:
-            raise Problem(f"prepare_owt.py failed: {done.stderr.strip().splitlines()[-1]}")
+            raise Problem(f"prepare_owt.py failed: {(done.stderr.strip() or f'exit status {done.returncode}').splitlines()[-1]}")
 
     def tiktoken(i):
         return [np.array(ids, np.uint16) for ids in tok.encode_ordinary_batch(documents, num_threads=workers)]

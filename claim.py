@@ -108,7 +108,7 @@ def known_calls(values, nfe, names, steps):
 
 
 def of_seeds(seeds, nfe, ours, names, T, steps):
-    """What `ratio_report` says of the ratio at T seed by seed."""
+    """What `ratio_report` says of the ratio at T seed by seed. Cells that are not known between those that are, are passed over."""
     found = []
     for values in seeds:
         ratio, (shortest, longest) = ratios(values, nfe, ours, names, [T], steps)[0], known_calls(values, nfe, names, steps)
@@ -124,11 +124,11 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     """The NFE ratio at equal quality at each T, with the 95% bootstrap interval, and its geometric mean over T but the first, at which it
     cannot fall below 1. Infinity is "more than the longest run that is known of the best of `names`": it counts as what that would give,
     and `censored` says how often that was; `floored` how often the baseline's shortest run was good enough already, so that it might
-    have needed fewer calls, or was better than ours. nan where ours could not be matched in entropy; `unmatched` are all such cells, which
-    the baseline's curve lacks.
-    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed`, its `bounds`, ">" or "<" where it is cut off by what is known of that
-    seed's runs, else "", and, if none is, its interval by Student's t: that of the bootstrap is hardly wider than the range of a few seeds.
-    `unmatched_by_seed` are the cells that each seed's curves lack, which may make the baseline's worse than it is."""
+    have needed fewer calls, or was better than ours; `bound` is ">" or "<" where the ratio itself is such a limit, else "". nan where ours
+    could not be matched in entropy; `unmatched` are all such cells, which the baseline's curve lacks.
+    With `seeds`, [{(model/path, T): NLL}], also the ratio `by_seed`, its `bounds`, by what is known of that seed's runs, and, if there are
+    none, its interval by Student's t: that of the bootstrap is hardly wider than the range of a few seeds. `unmatched_by_seed` are the
+    cells that each seed's curves lack, which may make the baseline's worse than it is."""
     shortest, longest = known_calls(point, nfe, names, steps)
     cap, floor = (np.array([calls / nfe[ours, T] for T in at]) for calls in (longest, shortest))
     draws = np.array([ratios({key: x[b] for key, x in boot.items()}, nfe, ours, names, at, steps) for b in range(REPLICATES)])
@@ -139,9 +139,10 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     def summary(value, draws, cap, floor):
         draws = draws[~np.isnan(draws)]
         if len(draws) <= REPLICATES / 2:
-            return {"ratio": np.minimum(value, cap), "interval": [math.nan] * 2, "censored": math.nan, "floored": math.nan}
+            return {"ratio": np.minimum(value, cap), "bound": "", "interval": [math.nan] * 2, "censored": math.nan, "floored": math.nan}
         low, high = np.percentile(np.minimum(draws, cap), [2.5, 97.5])
-        return {"ratio": np.minimum(value, cap), "interval": [low, high], "censored": float(np.isinf(draws).mean()),
+        bound = ">" if math.isinf(value) else "<" if value < 1.01 * floor else ""
+        return {"ratio": np.minimum(value, cap), "bound": bound, "interval": [low, high], "censored": float(np.isinf(draws).mean()),
                 "floored": float((draws < 1.01 * floor).mean())}
 
     each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
@@ -251,17 +252,17 @@ def claim_table(found, steps):
 
 
 def ratio_lines(found):
-    """A line for each comparison: the ratio of calls at each T and its bootstrap interval, with Student's t over the seeds where known; ">"
-    and "<" where what a number would be is cut off, by the longest run that was asked or by the shortest."""
+    """A line for each comparison: the ratio of calls at each T and its interval by bootstrap and, if known, by Student's t over the seeds;
+    ">" and "<" where what a number would be is cut off, by the longest run that was asked or by the shortest."""
     for model, of in {BASELINE: found, **found["controls"]}.items():
         for name in ("against_best", "against_published", "published_against_published"):
             each = []
             for T, at in of[name]["at"].items():
                 (low, high), never, soon = at["interval"], at["censored"], at["floored"]
-                middle = f"{'>' * (never > 0.5)}{'<' * (soon > 0.5)}{at['ratio']:.1f}"
-                ends = f"{'<' * (soon > 0.025)}{low:.1f} to {'>' * (never > 0.025)}{high:.1f}"
-                student = at.get("student", [math.nan])
-                each.append(f"{T}: {middle} ({ends}" + (")" if math.isnan(student[0]) else "; by seed {:.1f} to {:.1f})".format(*student)))
+                middle = f"{at['bound']}{at['ratio']:.1f}"
+                ends = f"{'>' * (never > 0.975) or '<' * (soon > 0.025)}{low:.1f} to {'>' * (never > 0.025)}{high:.1f}"
+                t = at.get("student", [math.nan])
+                each.append(f"{T}: {middle} ({ends}" + (")" if math.isnan(t[0]) else "; Student's t {:.1f} to {:.1f})".format(*t)))
             who = "DSL" if name.startswith("published") else found["best_path"]
             yield f"NFE ratio at equal quality, {who} {name.replace('_', ' ')} of {model}, at T = {'; '.join(each)}"
 

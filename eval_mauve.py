@@ -215,7 +215,7 @@ def pooled(points):
 
 
 def frontier(results, real, cfg):
-    """Draw the curves, one per sampler, and compare them at the data's entropy -> {sampler: {"curve": ..., "matched_gen_ppl": ...}}.
+    """Draw the curves, one per sampler, and compare them at the data's entropy -> {sampler: {"curve", "matched_gen_ppl", ...}}, the figure.
 
     Low gen-PPL at low entropy is repetition, so samplers are compared where their texts are as varied as the data (arXiv 2604.02718).
     """

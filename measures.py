@@ -23,6 +23,9 @@ from reproduce_config import ALONE, THROWN_AWAY, as_it_was, claim_of, mdlm_of, s
 from sampler_config import parse_args as sampler_args
 
 
+KNOBS = "exact_doubt", "gamma", "draft", "remask_budget", "eta", "order", "top_p", "nucleus", "cooling", "soft_snr", "clean_snr"
+
+
 @dataclass(frozen=True)
 class Config:
     """Of which claim, which cells, and how many texts."""
@@ -51,6 +54,8 @@ class Config:
         if self.sampler and (self.tune or not self.results):
             raise ValueError("--sampler is for other texts: name other --results, and leave out --tune")
         sampler_args(shlex.split(self.sampler))  # a usage error of its own
+        if other := set(re.findall(r"--(?:no_)?(\w+)", self.sampler)) - set(KNOBS):
+            raise ValueError(f"--sampler takes --{', --'.join(KNOBS)}, not --{min(other)}")
         if self.results and os.path.abspath(self.results) == os.path.abspath(self.claim):
             raise ValueError("--claim would be overwritten: name other --results")
 
@@ -126,7 +131,10 @@ def ratio(mine, theirs):
     needed = calls_to_reach(known, value)
     if math.isinf(needed):
         return max(x for x, _ in known) / calls, ">"
-    return needed / calls, "<" * (needed == min((x for x, _ in known), default=0) or any(x < needed for x in unknown))
+    reached = min((x for x, y in known if y <= value), default=math.nan)  # nan: nothing to compare
+    if reached == min((x for x, _ in known), default=0) or any(x < reached for x in unknown):
+        return reached / calls, "<"
+    return needed / calls, ""
 
 
 def compare(found, cfg):

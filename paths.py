@@ -2,7 +2,8 @@
 
 What a rule may look at: state.snr and state.x (B, L); state.clean (SNR inf) and state.revealed (clean, but not given as a prompt);
 state.uniform(what) (B, L), fresh numbers for this step, and state.places(what), the same or, by --order, evenly spread; state.best() and
-state.confidence(), which ask the network; state.recorded, the confidence that each token had when it was drawn; state.t_c and state.cfg.
+state.confidence(), which ask the network, and state.leave_one_out(), which asks it once for each token; state.recorded, the confidence that
+each token had when it was drawn; state.t_c and state.cfg.
 Raising an SNR observes, lowering it forgets (sampler.py).
 
 The masked-diffusion family shares one schedule: alpha is the share of revealed tokens, time runs from 1 to 0 in T steps. The last
@@ -80,9 +81,10 @@ def forward_backward(state, j, T):
 
 
 def by_doubt(state, r, confidence, spread):
-    """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence(). Where that asks
-    for a token more than once they are fewer. So are they if `spread`, a third at most: as tokens that are drawn at once know nothing of
-    each other, a chosen one stays if there is another less than 3 apart that is more doubtful."""
+    """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence() or, with
+    --exact_doubt, leave_one_out(). Where that asks for a token more than once they are fewer. So are they if `spread`, a third at most: as
+    tokens that are drawn at once know nothing of each other, a chosen one stays if there is another less than 3 apart that is more
+    doubtful."""
     p = state.leave_one_out() if state.cfg.exact_doubt else confidence()
     doubt = state.cfg.gamma * (1 - p).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)

@@ -1,5 +1,6 @@
 """What to sample and how: the flags of sampler.py. Standard library only, read before torch is imported."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -36,8 +37,8 @@ class Config:
     remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token")
     eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, 0.04 for remdm-cap and -rescale, 0.02 for remdm-loop")
     gamma: float = arg(2.0, "posterior, soft, recorded, mend, mend-recorded forget in proportion to (1 - p)^gamma")
-    exact_doubt: bool = arg(False, "those five ask with each written token masked in turn, a call for every one: what perfect doubt "
-                                   "would bring")
+    exact_doubt: bool = arg(False, "those five go by the probability of each written token with itself masked, a call for every one, "
+                                   "instead of their own: what perfect doubt would bring")
     draft: float = arg(0.4, "share of the steps in which mend and mend-recorded write their draft")
     soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")
     clean_snr: float = arg(0.0, "SNR, in units of t_c, at which tokens it wrote are shown to the network; 0: by lookup")
@@ -87,7 +88,9 @@ class Config:
             raise ValueError(f"--sde_steps {self.sde_steps} leaves no step of --steps {self.steps} to the path after it")
         if self.correct and (self.out or self.report or self.trace):
             raise ValueError("--correct prints a diff and writes no file: leave out --out, --report and --trace")
-        files = [file for file in (self.out, self.trace, self.report) if file]
+        if self.exact_doubt and self.static:
+            raise ValueError("--exact_doubt sends as many texts as have tokens to doubt: leave out --static")
+        files = [os.path.abspath(file) for file in (self.out, self.trace, self.report) if file]
         if len(set(files)) < len(files):
             raise ValueError("--out, --trace and --report would write over each other: name different files")
         if sum(map(bool, (self.prompt, self.infill, self.correct))) > 1:

@@ -332,7 +332,7 @@ def main(cfg):
         f"{sum(p.numel() for p in run.model.parameters()):,} parameters from {run.begun}, {cfg.batch_size * cfg.length:,} tokens per "
         f"step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into {cfg.out_dir}", flush=True)
     log = Log(cfg, run)
-    if cfg.eval_only or run.step > 0 and not run.scores and cfg.evaluates(run.step):  # it was stopped in an evaluation
+    if cfg.eval_only or not run.scores and 0 < run.step and (cfg.evaluates(run.step) or run.step >= cfg.max_steps):  # it still lacks one
         scores = evaluate_now(cfg, run, log, say, run.step)
         if rank == 0 and not cfg.eval_only:
             save(cfg, run, run.step, scores)

@@ -191,10 +191,12 @@ def test_where_each_seed_has_an_mdlm_of_its_own_the_ratio_is_that_of_pairs():
     assert np.isnan(report["at"][8]["student"]).all() and report["unmatched"] == []
     assert report["unmatched_by_seed"] == [[], ["mdlm_more/remdm/32", "mdlm_more/remdm/64"], []]
     names, at = ("against_best", "against_published", "published_against_published"), report["at"]
-    whole = at[8] | {"ratio": 4.0, "interval": [3.5, 4.5], "censored": 0.0, "floored": 0.0}
-    at |= {8: whole, 16: whole | {"interval": [3.5, 4.0], "censored": 0.3}}
+    whole = at[8] | {"ratio": 4.0, "bound": "", "interval": [3.5, 4.5], "censored": 0.0, "floored": 0.0}
+    at |= {4: whole | {"ratio": 1.0, "bound": "<", "interval": [1.0, 1.1], "floored": 0.9}, 8: whole | {"student": [3.0, 5.0]},
+           16: whole | {"bound": ">", "interval": [3.5, 4.0], "censored": 0.6}}
     line = next(claim.ratio_lines({"best_path": "dsl/a", "controls": {}} | dict.fromkeys(names, report)))
-    assert line.endswith("dsl/a against best of mdlm_more, at T = 8: 4.0 (3.5 to 4.5); 16: 4.0 (3.5 to >4.0)")
+    assert line.endswith("dsl/a against best of mdlm_more, at T = 8: 4.0 (3.5 to 4.5; Student's t 3.0 to 5.0); "
+                         "4: <1.0 (<1.0 to 1.1); 16: >4.0 (3.5 to >4.0)")
     assert np.diff(paired["interval"])[0] < 0.2 * np.diff(apart["interval"])[0]
 
 

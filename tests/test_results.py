@@ -126,11 +126,12 @@ def test_the_ratios_of_the_readme_and_of_the_summary_stand_in_their_json():
             *(f"{times(run, of[0]['ratio'])}{form}{by_seed(run, of[0])}" for run, of, form in (
                 (runs[5], scratch, " times (by seed "), (runs[6], scratch_128, " ("))),
             "but the control {:.1f} and {:.1f}".format(*(of[1]["ratio"] for of in (scratch, scratch_128)))]
-    later, control = zip(*([told("{} ({} to {})", of["published_against_published"], 2) for of in (run, run["controls"]["masked"])]
-                           for run in runs[4:]))
-    said.append("8,000 steps {}, from scratch {}; with 128 dimensions {};".format(*later).replace(" (", " times (", 1).replace(
-        "), from", ", over T = 8 to 32), from"))
-    said.append("for the control it is then {}, {} and {}".format(*control))
+    same = [[of["published_against_published"]["at"] for of in (run, run["controls"]["masked"])] for run in runs[4:]]
+    later, control = ([told("{} ({} to {})", at["8"], 2) for at in of] for of in zip(*same))
+    later_16, control_16 = ([f"{at['16']['ratio']:.1f}" for at in of] for of in zip(*same))
+    said.append("dimensions) {}, from scratch {} and, with 128 (other seeds), {},".format(*later).replace(" (0.89", " times (0.89"))
+    said.append("for DSL's 16 {}, {} and {}; the control then {}, {} and {}, for 16 {}, {} and {}:".format(
+        *later_16, *control, *control_16))
     assert not [words for words in said if words not in README], said
 
     short = [f"{run['cells']['dsl/random/4']['nll'][0] - run['cells']['mdlm_more/mend-recorded/16']['nll'][0]:.2f}" for run in runs]
