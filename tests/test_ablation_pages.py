@@ -1,10 +1,13 @@
-"""The tables of results/ablations.md and of "Start or rate", and some of their sentences, tell the numbers of their jsons."""
+"""The tables of results/ablations.md, of "Start or rate" and of settings and doubt of the three other seeds, and some of their sentences,
+tell the numbers of their jsons."""
 
 import json
 import re
 import shlex
 
-from pages import RESULTS, ROOT, claims, gain, rows_below
+import numpy as np
+
+from pages import MODELS, README, RESULTS, ROOT, by_seed, claims, gain, rows_below, times, value
 from train_config import parse_args as train_args
 from validate import own_loss
 
@@ -104,3 +107,29 @@ def test_rates_by_the_sampler_stand_in_their_jsons():
             f"twice of it {gain(more[32], more_fast[32]).replace(' (', ' better (')}",
             f"calls would be {gain(ours[8], more_fast[32])} behind it"]
     assert not [words for words in told if words not in RESULTS["ablations"]], told
+
+
+def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
+    """What each draft brings with its best gamma, the best of them in bold; ratios at T = 8, margins of (a), and the errors by texts."""
+    said, (found, _) = RESULTS["again"].split("## Settings of its own")[1], claims("claim_D128_again_settings")
+    (rows,) = rows_below(said, "| model, path | T | draft 0.2 | 0.4 | 0.6 | 0.8 |")
+    curve = ""
+    for who, T, *values in rows:
+        curve = f"{MODELS[who.split(', `')[0]]}/{who.split('`')[1]}" if who else curve
+        best = [min((e["nll"], e["setting"].get("gamma", 2.0)) for e in found["tuning"][curve] if e["T"] == int(T)
+                    and e["setting"]["draft"] == draft and e["nll"] is not None) for draft in (0.2, 0.4, 0.6, 0.8)]
+        assert values == [(f"**{nll:.2f}**" if nll == min(best)[0] else f"{nll:.2f}") + f" ({gamma:g})" for nll, gamma in best], (curve, T)
+    told = []
+    for of, form in ((found, "needs {} times as many ({}; 95% by Student's t {:.1f} to {:.1f})"),
+                     (found["controls"]["masked"], "that of the control {} ({}; {:.1f} to {:.1f})")):
+        at = of["against_best"]["at"]["8"]
+        told.append(form.format(times(found, at["ratio"]), by_seed(found, at), *at["student"]))
+    margins = [value(next(d for d in found["duels"] if d["ours"] == f"dsl/mend/{T}" and "remdm" not in d["other"])["nll"]) for T in (4, 8)]
+    told.append("(a) is {} at T = 4 and {} at T = 8".format(*margins))
+    errors = [c["text_stderr"] for key, c in found["cells"].items() if not key.startswith("ar/")]
+    told.append(f"errors by texts are {np.median(errors):.3f} in the median, {max(errors):.3f} at most")
+    for name, steps in (("dsl/mend", (8, 16, 32)), ("mdlm_more/mend-recorded", (8, 16, 32)), ("masked/mend-recorded", (8, 16, 32))):
+        told.append(" and ".join(", ".join(value(found["cells"][f"{name}/{T}"]["nll"]) for T in steps).rsplit(", ", 1)))
+    assert not [words for words in told if words not in said], told
+    ratio = found["against_best"]["at"]["8"]
+    assert "it is {:.1f} ({:.1f} to {:.1f})".format(ratio["ratio"], *ratio["student"]) in README
