@@ -133,3 +133,26 @@ def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
     assert not [words for words in told if words not in said], told
     ratio = found["against_best"]["at"]["8"]
     assert "it is {:.1f} ({:.1f} to {:.1f})".format(ratio["ratio"], *ratio["student"]) in README
+
+
+def test_what_perfect_doubt_brings_stands_in_its_jsons():
+    """NLL where unigrams are matched, by seed, and where pairs are, of each model by each kind of doubt; and how much its own is better."""
+    said, rows, found = RESULTS["again"].split("## What would perfect doubt bring?")[1], [], {}
+    for who, name, key in (("DSL", "", "dsl/mend/8"), ("MDLM continued", "", "mdlm_more/mend-recorded/8"),
+                           ("the control", "_control", "masked/mend-recorded/8")):
+        rows.append([who])
+        for kind in ("random", "own", "exact"):
+            path = ROOT / "results" / f"claim_D128_again_doubt_{kind}{name}.json"
+            found[who, kind] = json.loads(path.read_text())["cells"][key] if path.exists() else None
+            rows[-1].append(told_nlls(found[who, kind]) if path.exists() else "")
+    assert rows == next(rows_below(said, "| | by chance | by its own | exact |"))
+    own, exact = ([of["entropy"] for of in found["DSL", kind]["by_seed"]] for kind in ("own", "exact"))
+    assert "by {:.2f}, {:.2f} and {:.2f} in the three pairs".format(*(b - a for a, b in zip(own, exact))) in said
+    assert f"95% {gain(exact, own).split(' (')[1]}" in said
+    assert f"MDLM with {found['MDLM continued', 'exact']['nfe']:.0f} calls does what DSL does with 8" in said
+
+
+def told_nlls(cell):
+    by_seed = ", ".join(f"{of['entropy']:.2f}" for of in cell["by_seed"])
+    given = cell["all"]["entropy_2"]
+    return f"{cell['all']['entropy']:.2f} ({by_seed}); {'-' if given is None else f'{given:.2f}'}"
