@@ -286,7 +286,8 @@ def test_a_report_is_written_by_one_process_at_a_time(cfg, tmp_path, monkeypatch
         told.append(len(rows))
 
     monkeypatch.setattr(sampler, "report", report)
-    monkeypatch.setattr(sampler, "load_meta", lambda *of: None)
+    for name in ("load_tokens", "val_windows"):
+        monkeypatch.setattr(sampler, name, lambda *of: None)
     for _ in range(2):  # also where the texts are there already
         sampler.main(replace(cfg, out=str(tmp_path / "x.jsonl"), report=str(tmp_path / "r.json")))
     assert told == [5, 5]
