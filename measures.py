@@ -22,7 +22,7 @@ from reproduce_config import Config as Claim
 from reproduce_config import ALONE, THROWN_AWAY, as_it_was, claim_of, mdlm_of, sampling, settings_at, trainings
 from sampler_config import parse_args as sampler_args
 
-
+# flags of sampler.py that --sampler may give: they change how a cell is drawn, not which cell it is
 KNOBS = "exact_doubt", "gamma", "draft", "remask_budget", "eta", "order", "top_p", "nucleus", "cooling", "soft_snr", "clean_snr"
 
 

@@ -189,16 +189,18 @@ def test_sde_calls_the_network_once_a_step():
 
 
 def test_jump_keeps_the_share_for_every_legal_r():
-    """Of 1,000 revealed and 1,000 masked tokens with evenly spread numbers; a probability outside of [0, 1] would be cut off."""
+    """From [MASK]: reveal with q. From clean: forget with r. Both in [0, 1], and q is what keeps the share at alpha'; of 1,000 revealed and
+    1,000 masked tokens with evenly spread numbers jump moves as many."""
     numbers, clean = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000, torch.tensor([[True], [False]]).expand(2, 1000)
     snr = torch.zeros(2, 1000).masked_fill(clean, torch.inf)
     state = SimpleNamespace(places=lambda what: numbers, clean=clean, revealed=clean, snr=snr)
     for alpha in torch.linspace(0, 0.99, 34, dtype=torch.float64).tolist():
         for alpha_next in torch.linspace(alpha, 1, 12, dtype=torch.float64).tolist():
             for r in torch.linspace(0, limit(alpha, alpha_next), 7, dtype=torch.float64).tolist():
+                q = (alpha_next - (1 - r) * alpha) / (1 - alpha)
+                assert -1e-12 <= q <= 1 + 1e-12 and 0 <= r <= 1
                 stay, reveal = jump(state, alpha, alpha_next, r).isinf().double().mean(1).tolist()
-                assert 0 <= r <= 1 and abs(stay - (1 - r)) < 1.1e-3
-                assert abs(alpha * stay + (1 - alpha) * reveal - alpha_next) < 1.1e-3
+                assert abs(stay - (1 - r)) < 1.1e-3 and abs(reveal - q) < 1.1e-3
 
 
 def test_jump_has_the_stated_probabilities():
