@@ -1,4 +1,4 @@
-"""Does the claim hang on its measure? Two samplers' texts at many temperatures, compared by four notions of quality.
+"""Does the claim hang on its measure? Two samplers' texts at many temperatures, compared by five notions of quality.
 
     python measures.py                                                                          # after make reproduce TEXT=prose.txt
     python measures.py --claim results/claim_D128_again --out_dir out/each_again                # with SEEDS="3 4 5"
@@ -7,8 +7,9 @@
 A sampler's divergence from the judge is the judge's NLL of its texts less their entropy rate, which nobody knows, so low NLL may be bought
 with little variety. reproduce.py reads the NLL where the unigram entropy of a text is that of real text. The entropy of a token given the
 one before it, of all texts pooled, is lower, and nearer to the rate. Here the NLL is read where either is that of real text; and, where
-nothing need be matched, 4-gram Jensen-Shannon divergence and MAUVE are taken at the temperature that is best by them. Settings are those
-of the claim, which the NLL chose; with --tune 4-grams choose among what its tuning tried, on models of the thrown-away seed.
+nothing need be matched, 4-gram Jensen-Shannon divergence, which likes cold texts, its unbiased counterpart (metrics.ngram_mmd) and MAUVE
+are taken at the temperature that is best by them. Settings are those of the claim, which the NLL chose; with --tune 4-grams choose among
+what its tuning tried, on models of the thrown-away seed.
 """
 
 import math
@@ -70,30 +71,34 @@ import numpy as np
 from tqdm import tqdm
 
 from claim import calls_to_reach, difference
+from data import load_tokens
 from eval_mauve import matched
-from metrics import conditional_entropy, entropy, mauve, ngram_js
+from metrics import conditional_entropy, entropy, mauve, ngram_js, ngram_mmd, ngram_shares
 from report import pyplot, save_figure, save_json, table
 from reproduce import measure, prepare, sample_all, train_all
 
 MATCHED = {"entropy": "a text's tokens", "entropy_2": "a token given the one before"}  # of what; given two, it would take more texts
-LOWEST = {"js_4": "4-gram JS", "one_minus_mauve": "1 - MAUVE"}  # of several temperatures, so a little too low, of all samplers alike
+# at the best of several temperatures, so a little too low, of all samplers alike
+LOWEST = {"js_4": "4-gram JS", "mmd_4": "4-gram MMD", "one_minus_mauve": "1 - MAUVE"}
 
 
-def numbers(texts, nll, features, real, of_real):
-    """A sampler's texts at one temperature, against the first of the real ones, as many -> {measure: float}."""
+def numbers(texts, nll, features, real, of_real, corpus):
+    """A sampler's texts at one temperature, against the first of the real ones, as many, but for the MMD, which wants no equal numbers,
+    against all; `corpus`: the `ngram_shares` of its 4-grams -> {measure: float}."""
     n = len(texts)
     return {"nll": float(nll.mean()), "entropy": entropy(texts).mean().item(), "entropy_2": conditional_entropy(texts, 2),
-            "js_4": ngram_js(texts, real[:n], 4)[0], "one_minus_mauve": 1 - mauve(features, of_real[:n], range(3)).mean().item()}
+            "js_4": ngram_js(texts, real[:n], 4)[0], "mmd_4": ngram_mmd(texts, real, corpus, 4),
+            "one_minus_mauve": 1 - mauve(features, of_real[:n], range(3)).mean().item()}
 
 
-def of_real_text(real, of_real, n):
+def of_real_text(real, of_real, n, corpus):
     """{measure: what it is of n real texts}: the entropy of few texts pooled is too low, so a sampler's is compared with that of as many;
     and, where there are twice as many, how far n of them are from n others. That is no floor: what leaves out rare 4-grams, as cold text
     does, can be nearer to few real texts than real ones are."""
     parts = [real[i : i + n] for i in range(0, len(real) - n + 1, n)]
     found = {"entropy": entropy(real).mean().item(), "entropy_2": float(np.mean([conditional_entropy(part, 2) for part in parts]))}
     if len(parts) > 1:
-        found["js_4"] = ngram_js(parts[1], parts[0], 4)[0]
+        found["js_4"], found["mmd_4"] = ngram_js(parts[1], parts[0], 4)[0], ngram_mmd(parts[1], parts[0], corpus, 4)
         found["one_minus_mauve"] = 1 - mauve(of_real[n : 2 * n], of_real[:n], range(3)).mean().item()
     return found
 
@@ -112,12 +117,12 @@ def qualities(points, target):
     return found
 
 
-def look(c, shape, real, of_real):
+def look(c, shape, real, of_real, corpus):
     """A cell's texts, of the `shape` (seeds, temperatures, n) -> {"all": `numbers` at each temperature, "by_seed": the same of each}."""
     index = np.arange(len(c["texts"])).reshape(shape)
 
     def ask(which):
-        return numbers([c["texts"][i] for i in which], c["nll"][which], c["features"][which], real, of_real)
+        return numbers([c["texts"][i] for i in which], c["nll"][which], c["features"][which], real, of_real, corpus)
 
     return {"all": [ask(which.ravel()) for which in index.swapaxes(0, 1)], "by_seed": [[ask(which) for which in seed] for seed in index]}
 
@@ -242,11 +247,12 @@ def main(cfg):
     print(f"{len(plan)} cells at {len(factors)} temperatures, {n} texts of {len(seeds)} seeds at each; models of {cfg.out_dir}, settings "
           f"{'chosen by 4-grams' if cfg.tune else f'of {cfg.claim}.json'}", flush=True)
     sample_all(asked, [task for tasks in plan.values() for task in tasks], "sampling")
-    of_all, of_seed = (of_real_text(real, of_real, texts) for texts in (n, cfg.texts))
+    corpus = ngram_shares(load_tokens(cfg.data, "train", cfg.data_dir)[: 2**24], 4)
+    of_all, of_seed = (of_real_text(real, of_real, texts, corpus) for texts in (n, cfg.texts))
     seen, found = {}, {}
     for key, tasks in tqdm(plan.items(), "comparing with real text", leave=False):
         c = measure(asked, sum(tasks, []), judge)
-        seen[key] = look(c, (len(seeds), len(factors), cfg.texts), real, of_real)
+        seen[key] = look(c, (len(seeds), len(factors), cfg.texts), real, of_real, corpus)
         found[key] = {"nfe": float(c["nfe"].mean()), "all": qualities(seen[key]["all"], of_all),
                       "by_seed": [qualities(points, of_seed) for points in seen[key]["by_seed"]]}
     ratios, where = compare(found, cfg), cfg.results or f"{cfg.claim}_measures{'_tuned' * bool(cfg.tune)}"

@@ -22,11 +22,11 @@ def asked(flags=""):
 
 def test_quality_is_read_where_the_entropy_is_that_of_real_text_or_at_the_best_temperature():
     """NLL = entropy + 0.5 at five temperatures. The other entropy is half of it, and falls again at the hottest, across the target."""
-    points = [{"nll": h + 0.5, "entropy": h, "entropy_2": min(h, 5.2 - h) / 2, "js_4": 1 + abs(h - 3), "one_minus_mauve": h}
-              for h in (2.0, 2.5, 3.0, 3.5, 4.0)]
+    points = [{"nll": h + 0.5, "entropy": h, "entropy_2": min(h, 5.2 - h) / 2, "js_4": 1 + abs(h - 3), "mmd_4": abs(h - 3),
+               "one_minus_mauve": h} for h in (2.0, 2.5, 3.0, 3.5, 4.0)]
     found = measures.qualities(points, {"entropy": 2.75, "entropy_2": 1.05})
     assert math.isnan(found.pop("one_minus_mauve"))  # the coldest is the best of these, and a colder one may be better
-    assert found == pytest.approx({"entropy": 3.25, "entropy_2": 2.6, "js_4": 1})
+    assert found == pytest.approx({"entropy": 3.25, "entropy_2": 2.6, "js_4": 1, "mmd_4": 0})
     out = measures.qualities(points, {"entropy": 4.1, "entropy_2": 1.4})
     assert math.isnan(out["entropy"]) and math.isnan(out["entropy_2"])  # more varied than any
 
@@ -34,11 +34,13 @@ def test_quality_is_read_where_the_entropy_is_that_of_real_text_or_at_the_best_t
 def test_real_text_is_measured_by_as_many_texts():
     g = torch.Generator().manual_seed(0)
     real, features = list(torch.randint(4, (7, 12), generator=g)), torch.randn(7, 5, generator=g)
-    found = measures.of_real_text(real, features, 3)
+    corpus = measures.ngram_shares(torch.cat(real), 4)
+    found = measures.of_real_text(real, features, 3, corpus)
     assert found["entropy_2"] == pytest.approx((conditional_entropy(real[:3], 2) + conditional_entropy(real[3:6], 2)) / 2)
     assert found["js_4"] == measures.ngram_js(real[3:6], real[:3], 4)[0] > 0
+    assert found["mmd_4"] == measures.ngram_mmd(real[3:6], real[:3], corpus, 4)
     assert found["one_minus_mauve"] == 1 - measures.mauve(features[3:6], features[:3], range(3)).mean().item()
-    assert measures.of_real_text(real, features, 4).keys() == {"entropy", "entropy_2"}  # there are no 4 others
+    assert measures.of_real_text(real, features, 4, corpus).keys() == {"entropy", "entropy_2"}  # there are no 4 others
 
 
 def test_the_ratio_of_calls_is_that_of_the_curves():
@@ -46,7 +48,7 @@ def test_the_ratio_of_calls_is_that_of_the_curves():
     cfg, shifts = asked("--at 8 --calls 4 8 16 32 64"), np.array([-0.05, 0, 0.05])
 
     def cell(T, value, by_seed, js=0.0):
-        of = [{"entropy": value + x, "entropy_2": value + 0.7 + x, "js_4": value - js + x, "one_minus_mauve": math.nan}
+        of = [{"entropy": value + x, "entropy_2": value + 0.7 + x, "js_4": value - js + x, "mmd_4": x, "one_minus_mauve": math.nan}
               for x in (0, *by_seed)]
         return {"nfe": float(T), "all": of[0], "by_seed": of[1:]}
 
@@ -87,7 +89,9 @@ def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
     assert np.array(told) / told[1] == pytest.approx([0.5, 1, 2], abs=0.01)
     assert [p["nll"] for p in seen["all"]] == pytest.approx(np.mean([[p["nll"] for p in of] for of in seen["by_seed"]], 0))
     assert [p["js_4"] for p in seen["all"]] == pytest.approx([measures.ngram_js(t, real[:18], 4)[0] for t in all_texts])
-    of_seed = measures.qualities(seen["by_seed"][1], measures.of_real_text(real, features, 6))
+    corpus = measures.ngram_shares(measures.load_tokens("toy", "train", cfg.data_dir), 4)
+    assert [p["mmd_4"] for p in seen["all"]] == pytest.approx([measures.ngram_mmd(t, real, corpus, 4) for t in all_texts])
+    of_seed = measures.qualities(seen["by_seed"][1], measures.of_real_text(real, features, 6, corpus))
     assert found["cells"]["dsl/mend/4"]["by_seed"][1] == {what: None if math.isnan(x) else x for what, x in of_seed.items()}
 
     measures.main(replace(cfg, sampler="--exact_doubt", results="results/exact"))
@@ -183,10 +187,12 @@ def test_the_page_tells_the_numbers_of_its_jsons(name):
         each = ", ".join("-" if x is None else f"{b} {x:.1f}".strip() for x, b in at["by_seed"])
         return (f"{bound} {told(value, 1)} ({each}".strip() + (")" if student[0] is None else f"; {student[0]:.1f} to {student[1]:.1f})"))
 
-    for (_, *values), what, digits in zip(cells, (*measures.MATCHED, *measures.LOWEST), (2, 2, 3, 3), strict=True):
+    asked = [what for what in (*measures.MATCHED, *measures.LOWEST) if what in found["ratios"]]  # MMD came later than most
+    for (_, *values), what in zip(cells, asked, strict=True):
         real = found["real"]["nll" if what in measures.MATCHED else what]
+        digits = 2 if what in measures.MATCHED else 3
         assert values == [told(x, digits) for x in (*(c["all"][what] for c in found["cells"].values()), real)], what
-    for (_, *values), what in zip(calls, (*measures.MATCHED, *measures.LOWEST), strict=True):
+    for (_, *values), what in zip(calls, asked, strict=True):
         assert values == [ratio(found["ratios"][what][T]) for T in ("8", "16")], what
 
 
