@@ -2,7 +2,7 @@
 
 One idea carries the file: every token i has its own signal-to-noise ratio snr_i >= 0, and
     z_i = snr_i e(x_i) + sqrt(snr_i) eps_i.
-snr = 0 is [MASK], snr = inf the clean token. Because |e_v| = 1 the posterior p(x | z) depends on z alone (DSL, section 2), so one
+snr = 0 is [MASK], snr = inf the clean token. Because |e_v| = 1 the posterior p(x | z) depends on z alone (DSL), so one
 network without a time input is trained on all of it by plain cross-entropy. Legend of names: model.py. All losses are in nats.
 """
 
@@ -45,7 +45,8 @@ def keyed_generator(device, *key):
 
 
 def keyed_draws(seed, samples, length, d_embed, device="cpu"):
-    """The random numbers of each sample (a list of ints): u (B, L) uniform and n (B, L, D+1) normal; n is empty if d_embed is None."""
+    """The random numbers of each sample (a list of ints): u (B, L) uniform and n (B, L, 1+D) normal, for the SNR and eps; n is
+    empty if d_embed is None."""
     gens = [keyed_generator(device, seed, int(s)) for s in samples]
     u = [torch.rand(length, generator=g, device=device) for g in gens]
     n = [torch.randn(length, d_embed + 1, generator=g, device=device) for g in gens] if d_embed else []
@@ -78,7 +79,8 @@ class SNRMix(NamedTuple):
 def is_endpoint(sample, endpoint):
     """Whether a sample is an endpoint sequence: a share `endpoint` of any run of samples, to within one.
 
-    Of shares near 0.382 and 0.618, the steps of the golden ratio, the endpoint sequences' `stratified` numbers are uneven for long.
+    Shares near 0.382 and 0.618 are best avoided: they are steps of the golden ratio, so that the endpoint sequences' `stratified` numbers
+    cover [0, 1) slowly.
     """
     return math.ceil((sample + 1) * endpoint) > math.ceil(sample * endpoint)
 
@@ -98,7 +100,7 @@ def lognormal_snr(u, n, mix, t_c):
 
 
 def draw_corruption(seed, samples, length, d_embed, t_c, mix, device="cpu"):
-    """The corruption of `samples`, endpoint sequences first -> snr (B, L), eps (B - endpoints, L, D) for `dsl_loss`."""
+    """The corruption of `samples`, which name endpoint sequences first -> snr (B, L), eps (B - endpoints, L, D) for `dsl_loss`."""
     n_end = sum(is_endpoint(s, mix.endpoint) for s in samples)
     assert all(is_endpoint(s, mix.endpoint) for s in samples[:n_end]), "endpoint sequences must come first"
     rows = []
@@ -147,7 +149,7 @@ def dsl_ce(model, x0, snr, eps):
 
 
 def dsl_loss(model, x0, snr, eps):
-    """Cross-entropy at every position, unweighted (DSL, section 4): a proper score, minimised by the exact posterior at every SNR.
+    """Cross-entropy at every position, unweighted (DSL): a proper score, minimised by the exact posterior at every SNR.
 
     Arguments as in `dsl_ce`. The bound is the ROAR bound, estimated from the endpoint sequences (nan without any).
     """

@@ -50,12 +50,13 @@ def padded(x, value=0.0):
 
 
 def in_chunks(f, V, *rows):
-    """f(*rows) for tensors of n rows each, without ever holding (n, V) numbers: f goes over WIDE of them at a time, and what it computes
-    inside is not kept but computed again in the backward pass. Fewer numbers than that are left in one piece, and kept."""
-    size = max(1, WIDE // V // 64 * 64 or WIDE // V)  # tensor cores want multiples of 64
+    """f(*rows) for tensors of n rows each, without ever holding (n, V) numbers: f gets WIDE / V rows at a time, and what it computes inside
+    is not kept but computed again in the backward pass. So few rows or fewer are left in one piece, and kept."""
+    rows_at_once = WIDE // V
+    size = max(1, rows_at_once // 64 * 64 or rows_at_once)  # tensor cores want multiples of 64
     if len(rows[0]) <= size:
         return f(*rows)
-    call = partial(checkpoint, f, use_reentrant=False) if torch.is_grad_enabled() else f
+    call = partial(checkpoint, f, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else f
     return torch.cat([call(*part) for part in zip(*(x.split(size) for x in rows))])
 
 
@@ -82,7 +83,7 @@ class PosteriorView(nn.Module):
         return F.normalize(self.raw_E, dim=-1)
 
     def embed_ids(self, x):
-        """Endpoint tokens: ids (B, L), the mask being V -> h (B, L, C), by row lookup."""
+        """Endpoint tokens: ids (B, L), the mask being V -> h (B, L, C): a token's row, or the mask's constant vector."""
         mask = self.bias.softmax(-1) @ self.value  # (C,) = embed_noisy(0)
         return torch.where((x == len(self.raw_E))[..., None], mask, F.embedding(x, self.value))
 
@@ -218,7 +219,9 @@ def pick_device(name=""):
 
 def precision(device, dtype="auto"):
     """What a --dtype means on this machine, bfloat16 or float32; `auto` is bfloat16 where that is fast."""
-    return dtype if dtype != "auto" else "bfloat16" if bfloat16_is_fast(device) else "float32"
+    if dtype == "auto":
+        return "bfloat16" if bfloat16_is_fast(device) else "float32"
+    return dtype
 
 
 def autocast(device, dtype="auto"):

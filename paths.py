@@ -1,10 +1,10 @@
 """Paths: rules that name the next SNR of every token. A rule is a function (state, j, T) -> target SNR (B, L) for step j of T.
 
-What a rule may look at: state.snr and state.x (B, L); state.clean (SNR inf) and state.revealed (clean, but not given as a prompt);
-state.uniform(what) (B, L), fresh numbers for this step, and state.places(what), the same or, by --order, evenly spread; state.best() and
-state.confidence(), which ask the network, and state.leave_one_out(), which asks it once for each token; state.recorded, the confidence that
-each token had when it was drawn; state.t_c and state.cfg.
-Raising an SNR observes, lowering it forgets (sampler.py).
+What a rule may look at: state.snr and state.x (B, L); state.clean (SNR inf), state.given (a prompt) and state.revealed (clean, but not
+given); state.uniform(what) (B, L), fresh numbers for this step, state.spread(what), evenly spread ones, and state.places(what), which of
+the two --order says; state.best() and state.confidence(), which ask the network, and state.leave_one_out(), which asks it once for each
+token; state.recorded, the confidence that each token had when it was drawn; state.t_c and state.cfg.
+Raising an SNR observes, lowering it forgets (state.py).
 
 The masked-diffusion family shares one schedule: alpha is the share of revealed tokens, time runs from 1 to 0 in T steps. The last
 step reveals all that is left (the published code stops at time 1e-5 and fills by argmax, which differs for one token in 100,000).
@@ -18,8 +18,8 @@ import torch
 def jump(state, alpha, alpha_next, remask, forgets=None, floor=0.0):
     """From a share alpha of revealed tokens to alpha_next (ReMDM, equations 7 and 8).
 
-    A revealed token is forgotten with probability remask, or those that `forgets` (B, L) names, down to the SNR `floor`; another is
-    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). If as many are forgotten, the revealed share stays alpha'.
+    A revealed token is forgotten with probability remask, or exactly where `forgets` (B, L) says, down to the SNR `floor`; another is
+    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). If a share remask is forgotten, the revealed one becomes alpha'.
     """
     number = state.places("jump")
     forgets = state.revealed & (number < remask) if forgets is None else forgets
@@ -82,9 +82,8 @@ def forward_backward(state, j, T):
 
 def by_doubt(state, r, confidence, spread):
     """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence() or, with
-    --exact_doubt, leave_one_out(). Where that asks for a token more than once they are fewer. So are they if `spread`, a third at most: as
-    tokens that are drawn at once know nothing of each other, a chosen one stays if there is another less than 3 apart that is more
-    doubtful."""
+    --exact_doubt, leave_one_out(). They are fewer where that asks for a token more than once, and if `spread`, a third at most: as tokens
+    that are drawn at once know nothing of each other, a chosen one stays if another less than 3 apart is more doubtful."""
     p = state.leave_one_out() if state.cfg.exact_doubt else confidence()
     doubt = state.cfg.gamma * (1 - p).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)
@@ -93,7 +92,7 @@ def by_doubt(state, r, confidence, spread):
     number = (state.spread if spread else state.uniform)("jump")
     chosen = state.revealed & (number < wanted)
     if spread:
-        rank = (wanted - 1e-9 * number).masked_fill(~chosen, -1.0)  # of equals, as all are at gamma 0, one too
+        rank = (wanted - 1e-9 * number).masked_fill(~chosen, -1.0)  # the number breaks ties: at gamma 0 all are equal
         chosen &= rank >= torch.nn.functional.max_pool1d(rank, 5, stride=1, padding=2)
     return chosen
 
@@ -102,7 +101,7 @@ def doubtful(state, j, T, confidence, floor=0.0):
     """Forget as many tokens as ReMDM-cap would (eta is R / T by default), chosen `by_doubt`; where they are fewer, the text runs ahead of
     its schedule: far ahead in a spread order with much remasking, where it is whole from halfway on."""
     r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
-    if r == 0 or not state.revealed.any():  # the last step: nothing to ask the network
+    if r == 0 or not state.revealed.any():  # the first step and the last: nothing to ask the network
         return jump(state, j / T, (j + 1) / T, r)
     return jump(state, j / T, (j + 1) / T, r, by_doubt(state, r, confidence, state.cfg.order == "spread"), floor)
 
@@ -153,9 +152,9 @@ def ar(state, j, T):
 
 
 def draft_and_mend(state, j, T, confidence):
-    """Write a whole draft in the first K = draft x T steps, evenly spread positions first. From the last of these on forget doubtful
-    tokens, at most (T - 1 - j) / T of those written before (as Mask-Predict, which has no draft) and as many as lie far enough apart, and
-    write them a step later."""
+    """Write a whole draft in the first K = draft x T steps, evenly spread positions first. From step K - 1 on forget doubtful tokens, at
+    most (T - 1 - j) / T of those written before (as Mask-Predict, which has no draft) and none less than 3 apart; the step after writes
+    them anew."""
     K = max(1, round(state.cfg.draft * T))
     if j < K:
         target = lowest_first(state, j, K, state.spread("order", once=True))

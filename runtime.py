@@ -142,12 +142,12 @@ SHAPES = {False: {"dynamic": True}, True: {"mode": "reduce-overhead"}}
 
 
 def compiled(f, cfg, device, steps=0, **options):
-    """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: on a GPU;
-    on a CPU with g++ in runs of 2,000 steps or more in float32, where it takes some 1,000 of the demo's [measured]; in bfloat16 the pilot
-    saw no gain in 8 minutes."""
+    """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: on a GPU
+    from 200 on, a guess; on a CPU with g++ in runs of 2,000 steps or more in float32, where it takes some 1,000 of the demo's [measured];
+    in bfloat16 the pilot saw no gain in 8 minutes."""
     float32 = precision(device, cfg.dtype) == "float32"
     ready = sys.platform == "linux" and shutil.which("g++") and steps >= 2000 and float32
-    if cfg.compile == "on" or cfg.compile == "auto" and (device.type == "cuda" or ready):
+    if cfg.compile == "on" or cfg.compile == "auto" and (device.type == "cuda" and steps >= 200 or ready):
         torch._dynamo.config.suppress_errors = cfg.compile == "auto"  # a compiler that is there may still not work
         return torch.compile(f, **options)
     return f

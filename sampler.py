@@ -1,8 +1,9 @@
 """Sample text: one loop over a path in per-token SNR space.
 
-A state holds one SNR per token: 0 is [MASK], inf is clean, and in between there is Gaussian evidence z. Two exact moves change it:
-    observe  snr -> snr + d: draw a token from the denoiser, then add the evidence that it would give; d = inf fixes the token
-    forget   snr -> s < snr: the channel's own reverse; s = 0 is remasking. It needs no network.
+A state holds one SNR per token: 0 is [MASK], inf is clean, and in between there is Gaussian evidence z. Two moves change it:
+    observe  snr -> snr + d: draw a token from the denoiser, then add the evidence that it would give; d = inf fixes the token. Exact
+             for one token at a time: those that are drawn at once do not know of each other
+    forget   snr -> s < snr: the channel's own reverse; s = 0 is remasking. Exact, and needs no network.
 A path is a rule that names the next SNR of every token; each is a few lines of paths.py. The state and its moves are in state.py.
 
     python sampler.py --steps 32                                   # after `make demo`
@@ -248,8 +249,9 @@ def main(cfg):
         return print(diff(*correct(model, tok, cfg, framed), tok, sys.stdout.isatty())) if rank == 0 else None
     ids = template(cfg, tok, model, framed)
     if cfg.report:
-        _, val = (load_tokens(ckpt["config"]["dataset"], split, cfg.data_dir) for split in ("train", "val"))
-        val_windows(val, len(ids), 1)  # what the report lacks should be known before the sampling
+        for split in ("train", "val"):  # what the report lacks should be known before the sampling
+            tokens = load_tokens(ckpt["config"]["dataset"], split, cfg.data_dir)
+        val_windows(tokens, len(ids), 1)
     writer = Writer(cfg, model.E.device)
     if rank == 0:
         print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} tokens ({ckpt['tokenizer']}), path {cfg.path}, "

@@ -19,7 +19,7 @@ class Config:
     ckpt: str = arg("out/demo/ckpt.pt", "checkpoint of train.py")
     path: str = arg("", "the rule that moves each token's SNR, see paths.py; empty: posterior for a DSL checkpoint, remdm for an MDLM one, "
                         "ar for an autoregressive one", choices=("", *PATH_NAMES))
-    steps: int = arg(32, "T, network calls per text, or per block of a text longer than the trained length")
+    steps: int = arg(32, "T, each step at most one network call; of a text longer than the trained length, per block")
     num_samples: int = arg(4, "how many texts")
     batch_size: int = arg(32, "texts at a time; changes no text")
     length: int = arg(0, "tokens in a text; 0: as in training; more: by blocks that slide by half the trained length")
@@ -34,11 +34,12 @@ class Config:
                                     "as letters drawn side by side know nothing of each other; mend and mend-recorded spread them always",
                      choices=("independent", "spread"))
     # knobs of single paths
-    remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token")
-    eta: float = arg(0.0, "remasking probability per step; 0: R / T for those three, 0.04 for remdm-cap and -rescale, 0.02 for remdm-loop")
+    remask_budget: float = arg(4.0, "R, remasks of posterior, soft, recorded: eta = R / T a step for a revealed token; mend has its own")
+    eta: float = arg(0.0, "remasking probability per step; 0: R / T for posterior, soft, recorded, 0.04 for remdm-cap and -rescale, 0.02 "
+                          "for remdm-loop")
     gamma: float = arg(2.0, "posterior, soft, recorded, mend, mend-recorded forget in proportion to (1 - p)^gamma")
-    exact_doubt: bool = arg(False, "those five go by the probability of each written token with itself masked, a call for every one, "
-                                   "instead of their own: what perfect doubt would bring")
+    exact_doubt: bool = arg(False, "those go by the probability of each written token with itself masked, a call for every one, instead "
+                                   "of their own: what perfect doubt would bring")
     draft: float = arg(0.4, "share of the steps in which mend and mend-recorded write their draft")
     soft_snr: float = arg(0.1, "SNR, in units of t_c, that soft leaves to a forgotten token")
     clean_snr: float = arg(0.0, "SNR, in units of t_c, at which tokens it wrote are shown to the network; 0: by lookup")
@@ -59,11 +60,11 @@ class Config:
     report: str = arg("", "write the share of words that occur in the checkpoint's corpus, and how it came about, to this json")
     data_dir: str = arg("data", "where datasets live, for --report")
     device: str = arg("", "cpu or cuda; empty: cuda where there is one")
-    dtype: str = arg("float32", "precision of the network's matrix products; auto: bfloat16 where that is fast. The head and all "
-                                "probabilities stay in float32 or wider", choices=("auto", "float32", "bfloat16"))
+    dtype: str = arg("float32", "precision of the network's matrix products; auto: bfloat16 where that is fast. Tokens are drawn in "
+                                "float32 or wider", choices=("auto", "float32", "bfloat16"))
     static: bool = arg(False, "send all texts of a batch through the network each time, changed or not: one shape, as CUDA graphs want it; "
                               "changes no text")
-    compile: str = arg("auto", "torch.compile the network; auto: on CUDA, and from 2,000 calls on a CPU", choices=("auto", "on", "off"))
+    compile: str = arg("auto", "torch.compile the network; auto: from 200 calls on CUDA, 2,000 on a CPU", choices=("auto", "on", "off"))
 
     def __post_init__(self):
         if any(value != value for value in vars(self).values()):

@@ -1,4 +1,4 @@
-"""The state of texts on their way through per-token SNR space, its two exact moves, and how a token is drawn.
+"""The state of texts on their way through per-token SNR space, its two moves, and how a token is drawn.
 
 Legend of names: model.py. Rules that choose the moves: paths.py. The loop: sampler.py.
 """
@@ -53,7 +53,7 @@ class State:
     """A batch of texts on their way: ids x (B, L), snr (B, L), evidence z (B, L, D), and the network's features, on demand.
 
     `given` (B, L) marks the tokens of a prompt, which never change; `recorded` (B, L) is the probability that each clean token had
-    when it was drawn; `nfe` (B,) counts network calls; `step` is the number of steps taken.
+    when it was drawn, before temperature and nucleus; `nfe` (B,) counts network calls; `step` is the number of steps taken.
     """
 
     def __init__(self, model, samples, cfg, given, block=0):
@@ -99,7 +99,7 @@ class State:
         such a position and has changed since its last call."""
         due = self.stale & where.any(1)
         if due.any():
-            sent = torch.ones_like(due) if self.cfg.static else due  # what is not due comes out as before, or is asked for later
+            sent = torch.ones_like(due) if self.cfg.static else due  # the rest is computed again, for nothing
             with autocast(self.x.device, self.cfg.dtype):
                 fresh = self.model.hidden(self.embed(sent)).to(self.E.dtype)
             if self.features is None:
@@ -136,7 +136,7 @@ class State:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def confidence(self):
-        """The posterior probability (B, L) of each clean token given all the text including itself; 0 at tokens that are not clean.
+        """The posterior probability (B, L) of each revealed token given all the text including itself; 0 at the others.
         It ranks tokens, and nothing is drawn from it: so the head, too, is computed in the network's precision."""
         x = self.x.flatten()
         with autocast(self.x.device, self.cfg.dtype):

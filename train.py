@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=8 train.py             # preset owt: DSL fine-tuning of mdlm-owt on OpenWebText
     python train.py --dry_run                        # what that would cost, without starting it
 
-All random numbers but dropout's are keyed by (seed, sample index), see dsl_loss.keyed_draws: resuming or more processes change none.
+Data order, masks and noise are keyed by (seed, sample index), see dsl_loss.keyed_draws: neither resuming nor more processes change them.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ def wrap(cfg, run):
     objective = compiled(Objective(run.model, cfg.objective, cfg.frozen), cfg, run.device, cfg.max_steps)
     if run.world > 1:
         size = len(passes_of(cfg, 0, run.rank, run.world)[0])
-        only_endpoints = cfg.objective == "dsl" and size * (1 - cfg.endpoint) < 1  # some passes then give E no gradient
+        only_endpoints = cfg.objective == "dsl" and size * (1 - cfg.endpoint) < 1  # a pass without evidence gives E no gradient
         objective = nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True,
                                                         find_unused_parameters=only_endpoints)
     return objective
@@ -188,13 +188,13 @@ def start(cfg, rank, world, device):
         model.load_state_dict(ckpt["model"])
         ema.load_state_dict(ckpt.get("ema", ckpt["model"]))
         optimizer.load_state_dict(ckpt.get("optimizer", optimizer.state_dict()))  # mdlm.py's checkpoints have none
-    begun = (str(path), ckpt["step"], ckpt["validation"]) if ckpt else (cfg.init_from, 0, {})
-    return Run(model, ema, optimizer, *begun, tokens, meta, rank, world, device, matmul_ceiling(device, autocast(device, cfg.dtype)))
+    origin = (str(path), ckpt["step"], ckpt["validation"]) if ckpt else (cfg.init_from, 0, {})
+    return Run(model, ema, optimizer, *origin, tokens, meta, rank, world, device, matmul_ceiling(device, autocast(device, cfg.dtype)))
 
 
 def save(cfg, run, step, scores):
     """Write out_dir/ckpt.pt atomically; with --keep k also keep the last k as ckpt-STEP.pt."""
-    for name in ("ckpt.pt", f"ckpt-{step:08d}.pt")[: min(cfg.keep, 2)]:  # twice, as not every disk knows links
+    for name in ("ckpt.pt", f"ckpt-{step:08d}.pt")[: cfg.keep]:  # twice, as not every disk knows links
         save_checkpoint(Path(cfg.out_dir) / name, run.model, ema=run.ema.state_dict(), optimizer=run.optimizer.state_dict(), step=step,
                         config=asdict(cfg), tokenizer=run.meta["tokenizer"], data=run.meta["train"].get("sha256"), validation=scores,
                         **provenance())
@@ -204,7 +204,7 @@ def save(cfg, run, step, scores):
 
 
 def update(cfg, run, objective, batches, step):
-    """One optimiser step over the next of `batches` -> (3,): mean loss and bound, gradient norm; where not finite, no weight changes."""
+    """One optimiser step over the next of `batches` -> (3,): mean loss and bound, gradient norm; where not finite, the optimiser waits."""
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step)
     seen, n = [], len(passes_of(cfg, step, run.rank, run.world))
@@ -217,7 +217,7 @@ def update(cfg, run, objective, batches, step):
             (loss / n).backward()
         seen.append(torch.stack([loss.detach(), bound]))
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), cfg.clip)  # the same on every rank: gradients are averaged by now
-    run.optimizer.found_inf = 1.0 - norm.isfinite().float()  # 1: the kernel skips the step, and the host need not wait to know
+    run.optimizer.found_inf = 1.0 - norm.isfinite().float()  # the fused kernel reads it and skips the step: the host need not wait
     run.optimizer.step()
     decay = min(cfg.ema, (1 + step) / (10 + step))  # a shorter memory while young, or the average would remember the initialisation
     with torch.no_grad():
@@ -277,7 +277,7 @@ def train(cfg, run, log):
             last = told or done == cfg.max_steps
             saves, shows = last or done % cfg.save_every == 0, cfg.sample_every and done % cfg.sample_every == 0
             evaluates = cfg.evaluates(done)
-            if saves or shows or evaluates or done % cfg.log_every == 0:  # what is saved had finite gradients; only steps are timed
+            if saves or shows or evaluates or done % cfg.log_every == 0:  # first: it raises before what is not finite is saved
                 skipped = report(cfg, run, log, bar, seen, done, skipped, clock)
                 seen = []
             if run.rank == 0 and saves:

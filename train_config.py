@@ -8,8 +8,9 @@ from config import arg, parse
 OWT = dict(dataset="owt", length=1024, n_layer=12, n_head=12, d_model=768, d_embed=64, frame_eos=True, batch_size=512, micro_batch=32,
            lr=3e-4, warmup=2500, lr_final=1.0, beta2=0.999, ema=0.9999, max_steps=1_000_000, eval_every=5000, save_every=1000,
            log_every=50)
-# Our own choices in `owt` are no dropout and the corruption below (authors: endpoint share 1/4, one SNR per sequence, beta 1/sqrt(D));
-# steps, learning rate and batch are those of a published fine-tune of the same checkpoint. The four large presets have not been run here.
+# Our own choices in `owt` are no dropout, the corruption below (authors: endpoint share 1/4, one SNR per sequence, its median 0.68 t_c and
+# sigma 1.41) and beta (authors: 1/sqrt(D)); steps, learning rate and batch are those of a published fine-tune of the same checkpoint. The
+# four large presets have not been run here.
 PRESETS = {
     "owt": OWT | dict(objective="dsl", init_from="kuleshov-group/mdlm-owt", lr=2e-5, batch_size=288, micro_batch=36, max_steps=60_000,
                       out_dir="out/owt"),
@@ -25,7 +26,7 @@ PRESETS = {
 class Config:
     """Every number of a run. The checkpoint and log.jsonl carry it whole."""
 
-    # the defaults that stand below are the demo's; those of a bare command line are of the preset owt, on top of them
+    # the defaults below are the demo's; a bare command line takes the preset owt, on top of them
     preset: str = arg("owt", "named set of defaults that the other flags override", choices=tuple(PRESETS))
     dataset: str = arg("pydocs", "name of a folder that prepare_owt.py wrote")
     data_dir: str = arg("data", "where datasets live")
@@ -37,7 +38,7 @@ class Config:
     device: str = arg("", "cpu, cuda or mps; empty: cuda where there is one, else cpu")
     dtype: str = arg("auto", "precision of the matrix products; auto: bfloat16 where the processor is fast at it",
                      choices=("auto", "float32", "bfloat16"))
-    compile: str = arg("auto", "torch.compile the loss; auto: on CUDA, and in long float32 runs on a CPU", choices=("auto", "on", "off"))
+    compile: str = arg("auto", "torch.compile the loss; auto: in long runs on CUDA, and in float32 on a CPU", choices=("auto", "on", "off"))
     # the network
     length: int = arg(128, "L, tokens in a sequence")
     frame_eos: bool = arg(False, "a sequence is L - 2 tokens of text between two EOS, as in MDLM; else a plain window")

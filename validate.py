@@ -19,9 +19,9 @@ def bits_per_byte(meta, split, nats_per_token):
 
 
 def require_windows(cfg):
-    """Raise Problem where a split is too short, that for validation for a standard error of both bounds: before the training, not after."""
-    for split, needed in (("training", 1), ("validation", 17)):
-        found = len(load_tokens(cfg.dataset, {"training": "train", "validation": "val"}[split], cfg.data_dir)) // cfg.text_length
+    """Raise Problem where a split is too short, before the training, not after: a standard error of `diffusion` takes 17 windows."""
+    for split, file, needed in (("training", "train", 1), ("validation", "val", 17)):
+        found = len(load_tokens(cfg.dataset, file, cfg.data_dir)) // cfg.text_length
         if found < needed:
             raise Problem(f"{cfg.dataset}'s {split} split has {found} windows of {cfg.text_length} tokens and {needed} are needed: prepare "
                           "a longer text, or use a shorter --length")
@@ -39,8 +39,8 @@ def per_window(name, term, windows, rank, world, device, batch):
 def evaluate(cfg, model, meta, device, rank=0, world=1):
     """Bounds on the validation text in bits per byte, each as (mean, standard error), and the loss by SNR in nats per token.
 
-    `roar` on eval_windows windows, `diffusion` on every 16th of them (it costs 25 calls), `by_snr` on every 4th; for an AR model the
-    exact `nll`. Every rank returns the same.
+    `roar` on eval_windows windows, `diffusion` on every 16th of them (it costs 25 calls; of MDLM, which never saw evidence, a loose one),
+    `by_snr` on every 4th; for an AR model the exact `nll`. Every rank returns the same.
     """
     eos = meta["eos"] if cfg.frame_eos else None
     windows = torch.from_numpy(val_windows(load_tokens(cfg.dataset, "val", cfg.data_dir), cfg.length, cfg.eval_windows, eos))
@@ -74,8 +74,8 @@ def evaluate(cfg, model, meta, device, rank=0, world=1):
 
 
 def own_loss(scores, cfg):
-    """The validation value of the loss that a run `cfg` minimises, from its `scores`: of MDLM's the random-order bound; of DSL's the mean
-    cross-entropy over its mixture, put together from the bins of `by_snr` by the share of tokens that training has in each."""
+    """The validation value of the loss that a run `cfg` minimises, from its `scores`: of MDLM's the random-order bound in bits per byte, of
+    DSL's the mean cross-entropy over its mixture, in nats per token, put together from the bins of `by_snr` by their shares in training."""
     if cfg.objective != "dsl":
         return scores["roar" if cfg.objective == "mdlm" else "nll"][0]
     ce = {name: mean for name, (mean, _) in scores["by_snr"].items()}

@@ -1,6 +1,9 @@
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: the tests, and what they start, are of the CPU on every machine
 
 import numpy as np
 import pytest

@@ -131,10 +131,13 @@ def test_without_gradients_the_value_is_the_same(monkeypatch):
     torch.testing.assert_close(pieces, value_and_gradients(dsl_loss, 2**62, monkeypatch)[0])
 
 
+@pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("loss", [dsl_loss, mdlm_loss, ar_loss])
-def test_the_loss_is_one_graph(loss, monkeypatch):
-    """No graph break, so torch.compile sees all of it: also with the pieces."""
+def test_the_loss_is_one_graph(loss, padding, monkeypatch):
+    """No graph break, so torch.compile sees all of it: also with the pieces, and with a GPU's padding."""
     monkeypatch.setattr(network, "WIDE", 30 * V)
+    for module in (network, losses):
+        monkeypatch.setattr(module, "pads", lambda x: padding)
     torch._dynamo.reset()
     seen = torch._dynamo.explain(loss)(network_for(loss), *batch()[loss])
     assert seen.graph_count == 1 and seen.graph_break_count == 0, seen.break_reasons
@@ -151,8 +154,8 @@ def graphs(monkeypatch):
 
 @pytest.mark.parametrize("dtype, compile, device, steps, fast, expected", [
     ("auto", "auto", "cpu", 2000, False, True), ("auto", "auto", "cpu", 1999, False, False), ("auto", "auto", "cpu", 2000, True, False),
-    ("float32", "auto", "cpu", 2000, True, True), ("bfloat16", "auto", "cpu", 2000, False, False), ("auto", "auto", "cuda", 1, True, True),
-    ("auto", "off", "cuda", 9999, True, False), ("auto", "on", "cpu", 1, True, True)])
+    ("float32", "auto", "cpu", 2000, True, True), ("bfloat16", "auto", "cpu", 2000, False, False), ("auto", "on", "cpu", 1, True, True),
+    ("auto", "auto", "cuda", 200, True, True), ("auto", "auto", "cuda", 199, True, False), ("auto", "off", "cuda", 9999, True, False)])
 def test_compiled_by_itself_where_that_pays(cfg, monkeypatch, dtype, compile, device, steps, fast, expected):
     monkeypatch.setattr(torch, "compile", lambda f, **options: ("compiled", f))
     monkeypatch.setattr(network, "bfloat16_is_fast", lambda device: fast)

@@ -226,7 +226,7 @@ def test_what_the_page_and_the_readme_say_of_it():
             f"MDLM gains {js[f'{rival}/4']:.3f} with 4 calls, {js[f'{rival}/8']:.3f} with 8 and nothing with more",
             f"DSL {js['dsl/mend/8']:.3f} with 8 and nothing with 16"]
     assert not [words for words in said if words.replace("-", "−") not in RESULTS["measures"]], said
-    for what, T, form in (("entropy_2", "8", "not that of letters: {:.1f} times ({:.1f} to {:.1f}; these"),
+    for what, T, form in (("entropy_2", "8", "not by that of letters: {:.1f} times ({:.1f} to {:.1f}; these"),
                           ("js_4", "8", "each at its best temperature: {:.1f} times ({:.1f} to {:.1f})"),
                           ("js_4", "16", "and its 16 only {:.1f} times ({:.2f} to {:.2f})")):
         at = before["ratios"][what][T]
