@@ -61,22 +61,22 @@ def load(path):
 
 
 @pytest.mark.parametrize("objective", ["dsl", "mdlm"])
-def test_two_processes_are_one_process_that_accumulates(cfg, objective):
-    """Gradients to 1e-6 (AdamW's first moment after one step is a tenth of them), losses over 20 steps, and the sharded evaluation."""
-    cfg = replace(cfg, objective=objective, dtype="float32", batch_size=8, micro_batch=2, max_steps=20)
-    cfg = replace(cfg, save_every=1, keep=20, eval_windows=50)
-    one, two = replace(cfg, out_dir=cfg.out_dir + "/one"), replace(cfg, out_dir=cfg.out_dir + "/two")
+def test_two_processes_of_two_passes_are_one_process_of_one_pass(cfg, objective):
+    """AdamW's first moments, losses and sharded evaluation of 20 steps, to float32's rounding, as sums have another order: 5e-8, 2e-7 and
+    1e-8 apart as measured, moments being up to 0.2. No clip, which would hide a factor; the first step moves only the head, hence 20."""
+    cfg = replace(cfg, objective=objective, dtype="float32", batch_size=8, max_steps=20, clip=1e9, save_every=1, keep=20, eval_windows=50)
+    one, two = replace(cfg, out_dir=cfg.out_dir + "/one"), replace(cfg, micro_batch=2, out_dir=cfg.out_dir + "/two")
     train.main(one)
     done = launch(two, processes=2)
     assert done.returncode == 0, done.stderr
-    first = [load(f"{c.out_dir}/ckpt-00000001.pt")["optimizer"]["state"] for c in (one, two)]
-    for name, state in first[0].items():
-        assert (10 * (state["exp_avg"] - first[1][name]["exp_avg"])).abs().max() < 1e-6
+    for step in range(1, 21):
+        a, b = (load(f"{c.out_dir}/ckpt-{step:08d}.pt")["optimizer"]["state"] for c in (one, two))
+        assert all((state["exp_avg"] - b[name]["exp_avg"]).abs().max() < 1e-6 for name, state in a.items()), step
     assert [step for step, _ in losses(two)] == list(range(1, 21))
-    assert all(abs(a - b) < 1e-4 for (_, a), (_, b) in zip(losses(one), losses(two)))
+    assert all(abs(a - b) < 1e-5 for (_, a), (_, b) in zip(losses(one), losses(two)))
     ends = [load(f"{c.out_dir}/ckpt.pt")["validation"] for c in (one, two)]
     for bound in ("roar", "diffusion"):
-        assert ends[0][bound] == pytest.approx(ends[1][bound], abs=1e-3)
+        assert ends[0][bound] == pytest.approx(ends[1][bound], abs=1e-5)
     assert "2 x cpu" in done.stdout and done.stdout.count("parameters") == 1  # only the first process speaks
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -178,16 +177,6 @@ def test_a_validation_split_that_is_too_short_stops_before_the_training(cfg):
     with pytest.raises(Problem, match="has 16 windows of 250 tokens and 17 are needed"):
         train.main(replace(cfg, length=250))
     assert not Path(cfg.out_dir).exists()
-
-
-def test_bits_per_byte_count_the_tokens_of_text(cfg):
-    """With frames a window of 16 holds 14: the nats of a model that knows nothing and is charged for all 16 are paid by 14 bytes."""
-    model = DSL(train.shape(cfg, 257)).eval()
-    for p in model.out.parameters():
-        torch.nn.init.zeros_(p)
-    for framed, tokens in ((False, 16), (True, 14)):
-        scores = train.evaluate(replace(cfg, frame_eos=framed), model, load_meta("toy", cfg.data_dir), torch.device("cpu"))
-        assert scores["roar"][0] == pytest.approx(16 * math.log2(257) / tokens, rel=1e-4)
 
 
 def test_a_run_does_not_go_on_with_another_text(cfg):
