@@ -8,6 +8,7 @@ import torch
 
 import claim
 from eval_mauve import COLUMNS
+from metrics import mauve, ngram_js
 
 
 def texts(mean, slope=3.0, n=60, noise=0.3, seed=0, entropies=(2.9, 3.0), by_seed=0.0):
@@ -120,6 +121,31 @@ def test_the_control_is_compared_with_as_mdlm_is(monkeypatch):
     assert claim.duel(*duelists(found, every, ("dsl/posterior", 8), ("mdlm_more/remdm", 8)))["every_seed"] is True
     lost = {**found["cells"], "mdlm_more/remdm/8": {**found["cells"]["mdlm_more/remdm/8"], "nll_by_seed": [math.nan, 3.0, 3.0]}}
     assert claim.duel(*duelists({"cells": lost}, every, ("dsl/posterior", 8), ("mdlm_more/remdm", 8)))["every_seed"] is None
+
+
+def test_a_cell_and_a_duel_compare_texts_with_as_many_real_ones():
+    """Three seeds of 2 x 10 texts, each at random from letters of its own: a cell is compared as a whole, with 60 real texts, a duel seed
+    by seed, each with the first 20. Half-widths are Student's: 4.303 standard errors, of the seeds of both or of their differences."""
+    g, shape = np.random.default_rng(0), (3, 2, 10)
+    real, of_real = g.integers(4, size=(90, 8)), torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
+    cells, table, js, overlap, pair = {}, {}, {}, {}, (("dsl/mend", 4), ("mdlm_more/remdm", 16))
+    for i, key in enumerate(pair):
+        texts_of = [g.integers(2 + i + seed, size=(20, 8)) for seed in range(3)]
+        features_of = [torch.randn(20, 4, generator=torch.Generator().manual_seed(9 + i)) + i + seed for seed in range(3)]
+        cells[key] = texts(2.0, n=10, seed=i) | {"nfe": np.full(shape, key[1]), "texts": [*map(torch.tensor, np.concatenate(texts_of))],
+                                                 "features": torch.cat(features_of)}
+        table[key] = claim.describe(cells[key], 2.95, real[:60], of_real[:60])
+        of_all = mauve(cells[key]["features"], of_real[:60], range(3))
+        assert table[key]["js_4"] == ngram_js(np.concatenate(texts_of), real[:60], 4)
+        assert table[key]["mauve"] == pytest.approx([of_all.mean().item(), of_all.std().item()]) and table[key]["num_samples"] == 60
+        js[key] = np.array([ngram_js(mine, real[:20], 4)[0] for mine in texts_of])
+        overlap[key] = np.array([mauve(mine, of_real[:20], [0]).item() for mine in features_of])
+    for paired in (False, True):
+        found = claim.duel(table, cells, pair, real, of_real, paired)
+        for name, (ours, other) in (("js_4", (js[key] for key in pair)), ("mauve", (overlap[key] for key in pair))):
+            error = ((ours - other).var(ddof=1) if paired else ours.var(ddof=1) + other.var(ddof=1)) ** 0.5 / 3**0.5
+            assert found[name] == pytest.approx([(ours - other).mean(), 4.303 * error]) and abs(found[name][0]) > 1e-3
+    assert (found["ours"], found["other"]) == ("dsl/mend/4", "mdlm_more/remdm/16") and found["nfe"] == [4, 16]
 
 
 def test_what_cannot_be_matched_proves_nothing():

@@ -1,13 +1,14 @@
 """Tokenizers and windows."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 import prepare_owt
 from config import Problem
-from data import load_tokens, tokenizer, train_windows, val_windows
+from data import load_tokens, tokenizer, train_windows, val_windows, word_report
 
 
 def test_tokenizers_round_trip():
@@ -55,6 +56,20 @@ def test_validation_windows_are_the_first_in_order():
     assert len(val_windows(np.arange(100, dtype=np.uint16), 8, 999)) == 12
     with pytest.raises(Problem, match="fewer than one window"):
         val_windows(np.arange(5, dtype=np.uint16), 8, 1)
+
+
+def test_words_are_known_that_occur_in_either_split(tmp_path):
+    """Texts of 2 and 4 words, 2 known in each: 4 of 6, and errors of 2/9 from two residuals of 2 - 4/3 and 2 - 8/3, over 3 words in the
+    mean. Windows of 6 letters cut the real text into `blue b`, `lue bl` and `ue blu`: 1 of 6."""
+    (tmp_path / "x").mkdir()
+    for split, text in (("train", "red " * 9), ("val", "blue " * 4)):
+        np.frombuffer(text.encode(), np.uint8).astype(np.uint16).tofile(tmp_path / "x" / f"{split}.bin")
+    (tmp_path / "x" / "meta.json").write_text(json.dumps({"tokenizer": "bytes", "train": {"tokens": 36}, "val": {"tokens": 20}}))
+    found = word_report(["red blue", " red\ngreen blue redblue"], "x", 6, tmp_path)
+    assert found == {"known_words": pytest.approx(4 / 6), "stderr": pytest.approx(2 / 9), "known_words_of_real_text": pytest.approx(1 / 6),
+                     "num_samples": 2, "corpus": "x"}
+    assert word_report(["red blue"], "x", 5, tmp_path)["known_words_of_real_text"] == 1  # windows that cut no word
+    assert math.isnan(word_report(["red"], "x", 6, tmp_path)["stderr"]) and word_report(["", ""], "x", 6, tmp_path)["known_words"] == 0
 
 
 def test_a_damaged_dataset_is_named(tmp_path):

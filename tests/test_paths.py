@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toys import EXACT, Z, ExactDenoiser, Wide, chi_square_p, final, final_ids, frequencies, masked, total_variation
+from toys import EXACT, Z, ExactDenoiser, Wide, chi_square_p, final, frequencies, masked, total_variation
 
 from dsl_loss import mean_and_stderr
 from paths import PATHS, jump, limit
@@ -78,13 +78,16 @@ def test_where_neighbours_hang_together_a_spread_order_comes_nearer_to_the_langu
     assert -0.01 < spread < 0.6 * independent
 
 
-def test_mdlm_with_many_steps_is_nearly_exact_and_with_one_is_not():
+def test_mdlm_draws_both_of_two_tokens_at_once_in_one_of_t_texts():
+    """Such a pair is of the product of its marginals, any other exact: chi-square as above. One step late, with all that is left at the
+    end, 6 of 16 pairs would come at once and not 4."""
     toy = ExactDenoiser(V=3, L=2, seed=2)
     marginals = toy(toy.embed_ids(torch.full((1, 2), 3)))[0].exp()
     product = (marginals[0][:, None] * marginals[1]).flatten()
-    assert chi_square_p(frequencies(toy, final(toy, 4000, path="mdlm", steps=1).x), 4000 * product) > 1e-4
-    assert 0.5 * (product - toy.p).abs().sum() > 0.1
-    assert total_variation(toy, final(toy, 4000, path="mdlm", steps=48).x) < 0.03  # 0.01 of bias, 0.01 of noise
+    for T, n in ((1, 4000), (4, 40_000)):
+        seen = frequencies(toy, final(toy, n, path="mdlm", steps=T).x)
+        assert chi_square_p(seen, n * (toy.p + (product - toy.p) / T)) > 1e-4
+    assert chi_square_p(seen, n * (toy.p + (product - toy.p) * 6 / 16)) < 1e-10
 
 
 JUMPS = ("mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf", "forward-backward", "posterior", "soft", "recorded")
@@ -132,55 +135,16 @@ def test_mend_writes_a_draft_and_forgets_fewer_tokens_each_time(path):
         shown = L - missing
 
 
-def test_remdm_remasks_and_mdlm_does_not():
-    toy = Wide(ExactDenoiser(), 24)
-    for path, expected in (("mdlm", False), ("remdm-cap", True), ("posterior", True)):
-        lost, before = 0, None
-        for state in sample(toy, range(20), replace(EXACT, length=24, path=path, steps=10, eta=0.2)):
-            lost += 0 if before is None else (before & (state.snr == 0)).sum().item()
-            before = state.snr.isinf()
-        assert (lost > 0) == expected
-
-
-def test_remdm_without_remasking_is_mdlm_draw_for_draw():
-    toy = Wide(ExactDenoiser(), 24)
-    a = final_ids(toy, "mdlm")
-    for path in ("remdm", "remdm-cap", "remdm-rescale", "posterior", "soft", "recorded"):
-        assert torch.equal(a, final_ids(toy, path, eta=1e-300)), path
-        assert not torch.equal(a, final_ids(toy, path, eta=0.3)), path
-
-
-def test_posterior_forgets_what_the_denoiser_doubts():
-    """Two tokens that always agree: shown a pair that differs and six that agree, only the first can be wrong."""
-    toy = ExactDenoiser(V=3, L=2)
-    toy.log_p = torch.full((9,), -12.0, dtype=torch.float64)
-    toy.log_p[[0, 4, 8]] = 0.0
-    toy.log_p -= toy.log_p.logsumexp(0)
-    counts = torch.zeros(8)
-    for seed in range(200):
-        state = State(Wide(Soft(toy), 8), [0], replace(EXACT, seed=seed, eta=0.2, gamma=1.0), masked(toy, 8))
-        state.x[0] = torch.tensor([0, 1, 1, 1, 2, 2, 0, 0])
-        state.snr.fill_(torch.inf)
-        counts += PATHS["posterior"](state, 6, 10)[0] == 0
-    assert counts[:2].sum() > 100 and counts[2:].sum() < 0.05 * counts[:2].sum()
-    assert abs(counts.sum() / 200 - 8 * 0.2) < Z * (8 * 0.2 / 200) ** 0.5  # the budget is r times the revealed tokens
-
-
-class Soft:
-    """The toy seen through a noisy door: clean tokens are shown at an SNR that leaves room for doubt."""
-
-    def __init__(self, toy):
-        self.E, self.mask_id, self.V, self.head, self.hidden = toy.E, toy.mask_id, toy.V, toy.head, toy.hidden
-        self.embed_noisy, self.embed_ids = toy.embed_noisy, lambda x: toy.embed_ids(x).clamp(min=-3.0)
-
-
-@pytest.mark.parametrize("step, limit", [("drawn", 0.06), ("mean", 0.15)])
-def test_sde_approaches_the_language_as_steps_grow(step, limit):
-    """Total variation of 3,000 samples; its own noise is about 0.02 for 9 sequences."""
-    toy = ExactDenoiser(V=3, L=2, seed=3)
-    tv = [total_variation(toy, final(toy, 3000, path="sde", steps=T, sde_top=8.0, sde_step=step).x) for T in (2, 8, 40)]
-    assert tv[0] > tv[2] + 0.1 and tv[1] > tv[2] - 0.02
-    assert tv[2] < limit
+def test_sde_approaches_the_language_as_steps_grow():
+    """Total variation of 3,000 samples, of exact ones 0.018 +- 0.006, and of any known to 0.5 / sqrt(3000) = 0.009. The posterior mean,
+    which says the same to every text, is behind at first, by 0.18. All limits are 5 standard deviations away and more: a false alarm in a
+    million seeds, and the seed is fixed."""
+    toy, tv = ExactDenoiser(V=3, L=2, seed=3), {}
+    for step, bound in (("drawn", 0.06), ("mean", 0.15)):
+        tv[step] = [total_variation(toy, final(toy, 3000, path="sde", steps=T, sde_top=8.0, sde_step=step).x) for T in (2, 8, 40)]
+        assert tv[step][0] > tv[step][2] + 0.1 and tv[step][1] > tv[step][2] - 0.02
+        assert tv[step][2] < bound
+    assert tv["mean"][0] > tv["drawn"][0] + 0.1
 
 
 def test_sde_calls_the_network_once_a_step():
@@ -211,55 +175,6 @@ def test_jump_has_the_stated_probabilities():
     for values, truth in ((target[:, 0] == 0, 0.2), (target[:, 1].isinf(), (0.7 - 0.8 * 0.6) / 0.4)):
         mean, stderr = mean_and_stderr(values.double())
         assert abs(mean - truth) < Z * stderr
-
-
-def test_loop_stands_still_at_alpha_on():
-    """Mdlm to 0.9 at time 0.55, there remasking at 0.9, and from time 0.05 on to 1."""
-    L, T, n, shares = 24, 100, 400, []
-    lost, before = [], None
-    for state in sample(Wide(ExactDenoiser(), L), range(n), replace(EXACT, length=L, path="remdm-loop", steps=T, eta=0.1)):
-        shares.append(state.clean.double().mean().item())
-        lost.append(0 if before is None else (before & ~state.clean).sum().item())
-        before = state.clean
-    noise = Z * (0.9 * 0.1 / (n * L)) ** 0.5
-    assert all(abs(share - 0.9) < noise for share in shares[45:95]) and abs(shares[22] - 0.44) < 2 * noise and shares[-1] == 1
-    assert sum(lost[:46]) == sum(lost[96:]) == 0 and all(lost[47:95])
-
-
-def test_remdm_takes_its_published_settings():
-    toy = Wide(ExactDenoiser(), 24)
-    assert torch.equal(final_ids(toy, "remdm"), final_ids(toy, "remdm-cap", eta=0.04))
-    *_, loop = sample(toy, range(5), replace(EXACT, length=24, path="remdm-loop", steps=30, eta=0.02))
-    *_, named = sample(toy, range(5), replace(EXACT, length=24, path="remdm", steps=30))
-    assert torch.equal(loop.x, named.x)
-
-
-def test_conf_and_recorded_forget_the_least_confident():
-    toy = Wide(ExactDenoiser(), 8)
-    counts = {path: torch.zeros(8) for path in ("remdm-conf", "recorded")}
-    for path, count in counts.items():
-        for seed in range(300):
-            state = State(toy, [0], replace(EXACT, seed=seed, eta=0.2, gamma=1.0), masked(toy, 8))
-            state.x.fill_(1)
-            state.snr.fill_(torch.inf)
-            state.recorded[0] = torch.tensor([0.1] + [0.9] * 7)
-            count += PATHS[path](state, 6, 10)[0] == 0
-    r_max = 0.3 / 0.6
-    share = torch.tensor([-0.1] + [-0.9] * 7).softmax(0)[0].item()
-    assert abs(counts["remdm-conf"][0] / 300 - r_max * share) < Z * (r_max * share / 300) ** 0.5
-    assert abs(counts["recorded"][0] / 300 - 0.2 * 8 * 0.9 / 1.6) < Z * (0.9 * 0.1 / 300) ** 0.5
-    assert counts["recorded"][0] > 5 * counts["recorded"][1:].max()
-
-
-def test_a_sure_model_still_spends_its_budget():
-    """With every token nearly certain and gamma 8 the shares would underflow if they were not taken in logarithms."""
-    toy = Wide(ExactDenoiser(), 24)
-    state = State(toy, range(100), replace(EXACT, eta=0.2, gamma=8.0), masked(toy, 24, 100))
-    state.x.fill_(1)
-    state.snr.fill_(torch.inf)
-    for p in (1.0, 1 - 1e-7):
-        state.recorded.fill_(p)
-        assert abs((PATHS["recorded"](state, 6, 10) == 0).sum() - 480) < Z * (480 * 0.8) ** 0.5
 
 
 def test_the_last_step_asks_the_network_for_nothing_but_draws():
