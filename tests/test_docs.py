@@ -1,6 +1,7 @@
 """What the README promises: every command parses, every script explains itself, every json says how it came about; and files stay short."""
 
 import ast
+import functools
 import importlib
 import json
 import math
@@ -71,6 +72,19 @@ def test_the_readme_holds_commands():
 @pytest.mark.parametrize("script, flags", sorted({*commands(), *usages()}))
 def test_readme_command_parses(script, flags):
     assert importlib.import_module(script[:-3]).parse_args(shlex.split(flags))  # a bad flag would be a SystemExit
+
+
+def test_the_functions_and_tests_of_the_readme_s_equations_are_there():
+    """A name without a module is beside the one before it."""
+    rows, home = re.findall(r"^\| .* \| (`.*`) \| `(test_\w+)` \|$", README, re.M), []
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for functions, test in rows:
+        for name in re.findall(r"`([\w.]+)`", functions):
+            *where, last = name.split(".")
+            home = where or home
+            assert hasattr(functools.reduce(getattr, home[1:], importlib.import_module(home[0])), last), name
+        assert f"def {test}(" in tests, test
+    assert len(rows) > 12
 
 
 def test_an_interrupted_make_keeps_the_texts_that_are_there(tmp_path):
