@@ -1,6 +1,7 @@
 """README.md, the pages of results/ and their jsons, and how numbers are written there."""
 
 import json
+import re
 from pathlib import Path
 
 import claim
@@ -34,10 +35,46 @@ def by_seed(found, at, T=8):
     return ", ".join(times(found, ratio, T, bound) for ratio, bound in zip(at["by_seed"], at["bounds"], strict=True))
 
 
-def gain(a, b):
+def gain(a, b, digits=2):
     """How much lower b is than a, pair by pair, with the 95% interval by Student's t."""
     middle, half = claim.difference(a, b, paired=True)
-    return f"{middle:.2f} ({middle - half:.2f} to {middle + half:.2f})".replace("-", "−")
+    return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(middle, middle - half, middle + half, d=digits).replace("-", "−")
+
+
+def told_ratio(at, digits=1, seeds="", ends=None):
+    """A ratio of calls with, in brackets, those `by_seed`, where they are given, and its 95% interval, whose ends may have other digits."""
+    low, high = (f"{x:.{ends or digits}f}" for x in at.get("student", at.get("interval")))
+    return f"{at.get('ratio', at.get('geometric_mean')):.{digits}f} ({seeds}{seeds and '; '}{low} to {high})"
+
+
+def under(text, heading=""):
+    """The part of a text under a heading, up to the next one; without a heading, the first part."""
+    return re.search(rf"^#+ {re.escape(heading) or '.*?'}\n(.*?)(?=^#+ |\Z)", text, re.M | re.S)[1]
+
+
+def row_of(text, cell):
+    """The row of a table whose first cell begins so."""
+    return re.search(rf"^\| {re.escape(cell)}.*", text, re.M)[0]
+
+
+def tells(text, *groups):
+    """Asserts that one line of the text, so a paragraph, an item or a row, has these groups of numbers in this order. A group is written
+    as "2.8 (2.3 to 3.7)" or "67, 80, 0.015": between its numbers any words may stand, but no other decimal; "a to b", "a ± b" and "> a" are
+    as they are."""
+    number, other = r"−?\d+(?:\.\d+)?", r"(?:(?!\d\.\d).)*?"
+    parts = [re.findall(rf"(?:[<>≤] )?{number}(?: (?:to|±) {number})?", group.replace("-", "−")) for group in groups]
+    assert parts and all(parts), groups
+    finds = [re.compile(other.join(rf"(?<![\d.,−])(?<![<>≤] ){re.escape(one)}(?![.,]?\d)" for one in part)) for part in parts]
+
+    def has(line, at=0):
+        for find in finds:
+            found = find.search(line, at)
+            if not found:
+                return False
+            at = found.end()
+        return True
+
+    assert any(map(has, text.splitlines())), f"no line tells {' | '.join(groups)}"
 
 
 def rows_below(text, header):

@@ -7,7 +7,7 @@ import shlex
 
 import numpy as np
 
-from pages import MODELS, README, RESULTS, ROOT, by_seed, claims, gain, rows_below, times, value
+from pages import MODELS, README, RESULTS, ROOT, by_seed, claims, gain, rows_below, tells, told_ratio, under, value
 from train_config import parse_args as train_args
 from validate import own_loss
 
@@ -37,10 +37,8 @@ def test_the_ablations_with_three_seeds_stand_in_their_jsons():
     assert [row[1:] for row in rows] == [[", ".join(f"{x:.2f}" for x in nll), ", ".join(f"{100 * x:.1f}" for x in mended),
                                           ", ".join(f"{x:.3f}" for x in bound)] for nll, mended, bound in told]
     (base, *_), (frozen, *_), (large, *_), (larger, *_), (both, *_) = told
-    assert f"gain nothing over them (95% {gain(large, larger).split(' (')[1]}" in RESULTS["ablations"]
-    assert f"frozen embeddings of 128 {gain(large, both)}, though these mend more" in RESULTS["ablations"]
-    assert f"frozen embeddings by {gain(base, frozen).replace(' (', ' nats (95% over the three pairs: ')}, 128 " in RESULTS["ablations"]
-    assert f"128 dimensions by {gain(base, large)}; both mend more" in RESULTS["ablations"]
+    tells(under(RESULTS["ablations"], "Two of them with three seeds"), gain(base, frozen), gain(base, large),
+          gain(large, larger).split(" (")[1], gain(large, both))
 
 
 def test_the_same_by_mend_stands_in_its_json():
@@ -54,11 +52,9 @@ def test_the_same_by_mend_stands_in_its_json():
     mended = [[100 * one["fixed_at_98"][0] for one in of["trained"].values()] for of in both]
     assert [row[4] for row in rows[1:3]] == [", ".join(f"{x:.1f}" for x in shares) for shares in mended]
     base, frozen, large, rival = nlls
-    said = [f"better by {gain(base[8], large[8]).replace(' (', ' at T = 8 (95% over the three pairs: ')}, in each pair",
-            f"Frozen embeddings are better by {gain(base[8], frozen[8])}",
-            f"undecided at T = 8 ({gain(large[8], rival[8]).replace(' (', '; 95% over the three pairs ')} and met at T = 16 "
-            f"({gain(large[16], rival[16]).replace(' (', '; ')}, outside"]
-    assert not [words for words in said if words not in RESULTS["ablations"]], said
+    said = under(RESULTS["ablations"], "Two of them with three seeds")
+    tells(said, gain(base[8], large[8]), gain(base[8], frozen[8]))
+    tells(said, *(f"{T}, {gain(large[T], rival[T])}" for T in (8, 16)))
 
 
 def test_another_rate_and_32_dimensions_with_the_other_seeds_stand_in_their_json():
@@ -75,11 +71,11 @@ def test_another_rate_and_32_dimensions_with_the_other_seeds_stand_in_their_json
     ours, small, slow = ({T: found[name]["nll_by_seed"][f"mend/{T}"] for T in (8, 16, 32)} for name in names)
     before, after = (claims(name)[0]["cells"] for name in ("claim_more_texts", "claim_D128_more_texts"))
     six = [gain(*(cells[f"dsl/mend/{T}"]["nll_by_seed"] + of[T] for cells, of in ((before, small), (after, ours)))) for T in (8, 16, 32)]
-    told = [f"than 32 by {gain(small[8], ours[8]).replace(' (', ' at T = 8 (')}", f"have {six[0]}, {six[1]} at T = 16 and {six[2]} at 32",
-            f"`mend`, by {gain(slow[8], ours[8]).replace(' (', ' at T = 8 (')}",
-            f"would be {gain(slow[8], claims('claim_D128_again')[0]['cells']['mdlm_more/mend-recorded/32']['nll_by_seed'])} behind"]
-    assert not [words for words in told if words not in RESULTS["ablations"]], told
-    assert f"it is {six[0]}" in RESULTS["sphere"]
+    said = under(RESULTS["ablations"], "32 dimensions and another rate, with the other seeds")
+    rival = claims("claim_D128_again")[0]["cells"]["mdlm_more/mend-recorded/32"]["nll_by_seed"]
+    tells(said, gain(small[8], ours[8]), six[0], f"{six[1]}, 16", f"{six[2]}, 32")
+    tells(said, gain(slow[8], ours[8]), gain(slow[8], rival))
+    tells(under(RESULTS["sphere"]), six[0])
 
 
 def test_rates_by_the_sampler_stand_in_their_jsons():
@@ -101,17 +97,14 @@ def test_rates_by_the_sampler_stand_in_their_jsons():
         assert values == [*(", ".join(f"{x:.2f}" for x in nll[T]) for T in (8, 16, 32)), ", ".join(f"{x:.3f}" for x in losses)], label
         assert {config.lr for config in configs} == {float(re.search(r"[\d.]+e-\d", label)[0])}
     ours, slow, fast, more, more_slow, more_fast = (nll for nll, _ in found)
-    twice, half = ([gain(of[T], ours[T]) for T in (8, 16, 32)] for of in (fast, slow))
-    told = [f"is {twice[0].replace(' (', ' worse at T = 8 (95% over the three pairs: ')}, {twice[1]} at 16 and {twice[2]} at 32",
-            f"half of it {half[0]}, {half[1]} and {half[2]}", f"is as good, {gain(more_slow[32], more[32])}",
-            f"twice of it {gain(more[32], more_fast[32]).replace(' (', ' better (')}",
-            f"calls would be {gain(ours[8], more_fast[32])} behind it"]
-    assert not [words for words in told if words not in RESULTS["ablations"]], told
+    said = under(RESULTS["ablations"], "Rates by the sampler")
+    tells(said, *(gain(of[T], ours[T]) for of in (fast, slow) for T in (8, 16, 32)))
+    tells(said, gain(more_slow[32], more[32]), gain(more[32], more_fast[32]), gain(ours[8], more_fast[32]))
 
 
 def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
     """What each draft brings with its best gamma, the best of them in bold; ratios at T = 8, margins of (a), and the errors by texts."""
-    said, (found, _) = RESULTS["again"].split("## Settings of its own")[1], claims("claim_D128_again_settings")
+    said, (found, _) = under(RESULTS["again"], "Settings of its own"), claims("claim_D128_again_settings")
     (rows,) = rows_below(said, "| model, path | T | draft 0.2 | 0.4 | 0.6 | 0.8 |")
     curve = ""
     for who, T, *values in rows:
@@ -119,25 +112,19 @@ def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
         best = [min((e["nll"], e["setting"].get("gamma", 2.0)) for e in found["tuning"][curve] if e["T"] == int(T)
                     and e["setting"]["draft"] == draft and e["nll"] is not None) for draft in (0.2, 0.4, 0.6, 0.8)]
         assert values == [(f"**{nll:.2f}**" if nll == min(best)[0] else f"{nll:.2f}") + f" ({gamma:g})" for nll, gamma in best], (curve, T)
-    told = []
-    for of, form in ((found, "needs {} times as many ({}; 95% by Student's t {:.1f} to {:.1f})"),
-                     (found["controls"]["masked"], "that of the control {} ({}; {:.1f} to {:.1f})")):
-        at = of["against_best"]["at"]["8"]
-        told.append(form.format(times(found, at["ratio"]), by_seed(found, at), *at["student"]))
-    margins = [value(next(d for d in found["duels"] if d["ours"] == f"dsl/mend/{T}" and "remdm" not in d["other"])["nll"]) for T in (4, 8)]
-    told.append("(a) is {} at T = 4 and {} at T = 8".format(*margins))
+    best = [of["against_best"]["at"]["8"] for of in (found, found["controls"]["masked"])]
+    margins = [next(d for d in found["duels"] if d["ours"] == f"dsl/mend/{T}" and "remdm" not in d["other"])["nll"] for T in (4, 8)]
     errors = [c["text_stderr"] for key, c in found["cells"].items() if not key.startswith("ar/")]
-    told.append(f"errors by texts are {np.median(errors):.3f} in the median, {max(errors):.3f} at most")
-    for name in ("dsl/mend", "mdlm_more/mend-recorded", "masked/mend-recorded"):
-        told.append("{}, {} and {}".format(*(value(found["cells"][f"{name}/{T}"]["nll"]) for T in (8, 16, 32))))
-    assert not [words for words in told if words not in said], told
-    ratio = found["against_best"]["at"]["8"]
-    assert "it is {:.1f} ({:.1f} to {:.1f})".format(ratio["ratio"], *ratio["student"]) in README
+    nlls = [found["cells"][f"{name}/{T}"]["nll"] for name in ("dsl/mend", "mdlm_more/mend-recorded", "masked/mend-recorded")
+            for T in (8, 16, 32)]
+    tells(said, ", ".join(map(value, nlls)), *(told_ratio(at, seeds=by_seed(found, at)) for at in best), ", ".join(map(value, margins)),
+          f"{np.median(errors):.3f}, {max(errors):.3f}")
+    tells(under(README, "The paper's claim"), told_ratio(best[0]))
 
 
 def test_what_perfect_doubt_brings_stands_in_its_jsons():
     """NLL where unigrams are matched, by seed, and where pairs are, of each model by each kind of doubt; and how much its own is better."""
-    said, rows, found = RESULTS["again"].split("## What would perfect doubt bring?")[1], [], {}
+    said, rows, found = under(RESULTS["again"], "What would perfect doubt bring?"), [], {}
     for who, name, key in (("DSL", "", "dsl/mend/8"), ("MDLM continued", "", "mdlm_more/mend-recorded/8"),
                            ("the control", "_control", "masked/mend-recorded/8")):
         rows.append([who])
@@ -147,9 +134,8 @@ def test_what_perfect_doubt_brings_stands_in_its_jsons():
             rows[-1].append(told_nlls(found[who, kind]) if path.exists() else "")
     assert rows == next(rows_below(said, "| | by chance | by its own | exact |"))
     own, exact = ([of["entropy"] for of in found["DSL", kind]["by_seed"]] for kind in ("own", "exact"))
-    assert "by {:.2f}, {:.2f} and {:.2f} in the three pairs".format(*(b - a for a, b in zip(own, exact))) in said
-    assert f"95% {gain(exact, own).split(' (')[1]}" in said
-    assert f"MDLM with {found['MDLM continued', 'exact']['nfe']:.0f} calls does what DSL does with 8" in said
+    tells(said, ", ".join([*(f"{b - a:.2f}" for a, b in zip(own, exact)), gain(exact, own).split(" (")[1]]))
+    tells(said, f"{found['MDLM continued', 'exact']['nfe']:.0f}, 8")
 
 
 def told_nlls(cell):

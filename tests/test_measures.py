@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pages import README, RESULTS, ROOT, gain, rows_below
+from pages import README, RESULTS, ROOT, gain, row_of, rows_below, tells, told_ratio, under
 
 import measures
 import reproduce_config
-from claim import difference
 from config import Problem, parse
 from metrics import conditional_entropy
 
@@ -196,101 +195,84 @@ def test_the_page_tells_the_numbers_of_its_jsons(name):
         assert values == [ratio(found["ratios"][what][T]) for T in ("8", "16")], what
 
 
-def test_what_the_page_and_the_readme_say_of_it():
-    before, after = measured("claim_D128_again_measures"), measured("claim_cool_again_measures")
-    of, rival = before["cells"], "mdlm_more/mend-recorded"
-
-    def seeds(cell, what="entropy_2"):
-        return [c[what] for c in of[cell]["by_seed"]]
-
-    def less(a, b, what):
-        return f"{of[a]['all'][what] - of[b]['all'][what]:.2f}"
-
-    pairs = [less(f"{rival}/{T}", f"dsl/mend/{T}", what) for what in ("entropy", "entropy_2") for T in (8, 16)]
-    even = [f"{np.interp(before['real']['entropy'], *zip(*((p['entropy'], p['entropy_2']) for p in of[cell]['temperatures']['all']))):.2f}"
-            for cell in ("dsl/mend/8", "dsl/mend/16", f"{rival}/8", f"{rival}/64")]
-    middle, half = difference(seeds("dsl/mend/16", "js_4"), seeds(f"{rival}/16", "js_4"), paired=True)
-    gains = [of[cell]["all"]["entropy_2"] - after["cells"][cell]["all"]["entropy_2"]
-             for cell in ("dsl/mend/8", "dsl/mend/16", f"{rival}/8", f"{rival}/16", f"{rival}/32")]
-    unigrams, js = ([of[cell]["all"][what] - after["cells"][cell]["all"][what] for cell in of] for what in ("entropy", "js_4"))
-    js = dict(zip(of, js))
-    said = [f"are {pairs[0]} nats better than 8 of MDLM and 16 of them {pairs[1]} better",
-            f"given the letter before it is {pairs[2]} and {pairs[3]}",
-            f"{even[0]} for DSL with 8 calls, {even[1]} with 16, {even[2]} for MDLM with 8 and {even[3]} with 64",
-            f"by {gain(seeds(f'{rival}/64'), seeds('dsl/mend/16')).replace(' (', ' in the mean (')}",
-            f"undecided at T = 8, {gain(seeds('dsl/mend/8'), seeds(f'{rival}/32'))}, and at 16",
-            f"by {middle:.3f} in the mean of the seeds ({middle - half:.3f} to {middle + half:.3f})",
-            f"{gains[0]:.2f} and {gains[1]:.2f} for DSL with 8 and 16 calls, {gains[2]:.2f} and {gains[3]:.2f} for MDLM with 8 and 16, "
-            f"and with 32, at the hottest temperature that was tried, it is {-gains[4]:.2f} worse",
-            f"{min(unigrams):.2f} to {max(unigrams):.2f} nats where unigrams are matched",
-            f"MDLM gains {js[f'{rival}/4']:.3f} with 4 calls, {js[f'{rival}/8']:.3f} with 8 and nothing with more",
-            f"DSL {js['dsl/mend/8']:.3f} with 8 and nothing with 16"]
-    assert not [words for words in said if words.replace("-", "−") not in RESULTS["measures"]], said
-    for what, T, form in (("entropy_2", "8", "not by that of letters: {:.1f} times ({:.1f} to {:.1f}; these"),
-                          ("js_4", "8", "each at its best temperature: {:.1f} times ({:.1f} to {:.1f})"),
-                          ("js_4", "16", "and its 16 only {:.1f} times ({:.2f} to {:.2f})")):
-        at = before["ratios"][what][T]
-        assert form.format(at["ratio"][0], *at["student"]) in README
-    assert f"these texts have {before['ratios']['entropy']['8']['ratio'][0]:.1f} by unigrams" in README
-    by = gain(seeds(f"{rival}/64"), seeds("dsl/mend/16")).replace(" (", " nats (")
-    assert f"for DSL's 16 still more than four times, by {by}" in README
+BASE, TUNED, CONTROL, SCRATCH, OF_SCRATCH, COOL = map(measured, PAGE)
+MDLM, MASKED = "mdlm_more/mend-recorded", "masked/mend-recorded"
 
 
-def test_what_they_say_of_the_settings_that_4_grams_chose_of_the_control_and_from_scratch():
-    base, tuned, control, scratch, of_scratch = map(measured, PAGE[:5])
-    mdlm, masked = "mdlm_more/mend-recorded", "masked/mend-recorded"
-
-    def seeds(of, cell, what="entropy_2"):
-        return [c[what] for c in of["cells"][cell]["by_seed"]]
-
-    def worth(of, what, T):
-        at = of["ratios"][what][T]
-        return "{:.1f} ({:.1f} to {:.1f})".format(at["ratio"][0], *at["student"])
-
-    nearer = [f"{base['cells'][cell]['all']['js_4'] - tuned['cells'][cell]['all']['js_4']:.3f}"
-              for cell in ("dsl/mend/8", "dsl/mend/16", f"{mdlm}/8")]
-    of_16, by = difference(seeds(base, "dsl/mend/16", "js_4"), seeds(tuned, "dsl/mend/16", "js_4"), paired=True)
-    to_32, off = difference(seeds(scratch, f"{mdlm}/32", "js_4"), seeds(scratch, "dsl/mend/16", "js_4"), paired=True)
-    of_8, about = difference(seeds(scratch, f"{mdlm}/32", "js_4"), seeds(scratch, "dsl/mend/8", "js_4"), paired=True)
-    said = [f"by {nearer[1]} (by seed {of_16:.3f}, {of_16 - by:.3f} to {of_16 + by:.3f}), so",
-            f"with 8 by {nearer[0]}. MDLM comes nearer by {nearer[2]} with 8",
-            f"worth {tuned['ratios']['entropy']['8']['ratio'][0]:.1f} times as many of MDLM's by matched unigrams",
-            f"given the letter before {worth(tuned, 'entropy_2', '8')}", f"its 16 {worth(tuned, 'entropy_2', '16')} instead",
-            f"worth {worth(control, 'entropy_2', '8')}".replace(" (", " times as many of the control's ("),
-            f"worth {worth(control, 'entropy', '8')}, and its 16",
-            f"in each pair, by {gain(seeds(control, f'{masked}/32'), seeds(control, 'dsl/mend/16'))}",
-            f"{worth(control, 'js_4', '8')} and".replace(" (", " times ("), f"and {worth(control, 'js_4', '16')}, as against",
-            f"by {to_32:.3f} than MDLM's best, 32 ({to_32 - off:.3f} to {to_32 + off:.3f})".replace("-", "−"),
-            f"{of_8:.3f} in the mean for DSL, {of_8 - about:.3f} to {of_8 + about:.3f})".replace("-", "−"),
-            f"its 16 calls are {gain(seeds(scratch, f'{mdlm}/64'), seeds(scratch, 'dsl/mend/16'))}".replace(
-                " (", " nats better than MDLM's 64 ("),
-            f"its 8 {gain(seeds(scratch, f'{mdlm}/32'), seeds(scratch, 'dsl/mend/8'))}".replace(" (", " better than MDLM's 32 ("),
-            f"as DSL, {worth(of_scratch, 'js_4', '8')}".replace(" (", " times ("), f"its 16 {worth(of_scratch, 'js_4', '16')}. Given",
-            f"before it needs {worth(of_scratch, 'entropy_2', '8')}".replace(" (", " times (")]
-    assert not [words for words in said if words not in RESULTS["measures"]], said
-    best = {T: min((e for e in tuned["tuning"]["dsl/mend"] if e["T"] == T), key=lambda e: e["js_4"])["setting"]["draft"] for T in (8, 16)}
-    assert best == {8: 0.8, 16: 0.8} and [round(tuned["ratios"]["js_4"][T]["ratio"][0], 1) for T in ("8", "16")] == [1.0, 0.5]
-    assert min(scratch["ratios"][what]["8"]["ratio"][1] for what in ("entropy_2", "js_4")) == ">"
-    assert scratch["ratios"]["js_4"]["8"]["ratio"][0] > 7.9 and scratch["ratios"]["entropy_2"]["8"]["ratio"][0] > 7.9
+def lower(of, a, b, what="entropy_2"):
+    """How much lower b is than a over the seeds, of two cells of a json."""
+    return gain(*([c[what] for c in of["cells"][cell]["by_seed"]] for cell in (a, b)), digits=3 if what == "js_4" else 2)
 
 
-def test_what_the_readme_says_of_these():
-    _, tuned, control, scratch, of_scratch = map(measured, PAGE[:5])
-    for form, of, what, T in (("Given the letter before, {} times ({} to {}) |", of_scratch, "entropy_2", "8"),
-                              ("by 4-grams the control needs {} times ({} to {}):", of_scratch, "js_4", "8"),
-                              ("Given the letter before it is {} times ({} to {});", control, "entropy_2", "8"),
-                              ("by 4-grams {} times ({} to {}) and, for", control, "js_4", "8"),
-                              ("DSL's 16, a loss, {} ({} to {})", control, "js_4", "16"),
-                              ("given the letter before {} times ({} to {}), and for DSL's 16", tuned, "entropy_2", "8"),
-                              ("DSL's 16 {} times ({} to {}); by unigrams", tuned, "entropy_2", "16"),
-                              ("By 4-grams {} ({} to {}) and 0.5 times", tuned, "js_4", "8")):
-        at = of["ratios"][what][T]
-        assert form.format(*(f"{x:.1f}" for x in (at["ratio"][0], *at["student"]))) in README, form
+def less(of, a, other, b, what):
+    """The same for all texts of cells of two jsons."""
+    return of["cells"][a]["all"][what] - other["cells"][b]["all"][what]
 
-    def each(of, what, T="8"):
-        return ", ".join(f"{value:.1f}" if not bound else f"> {value:.0f}" for value, bound in of["ratios"][what][T]["by_seed"])
 
-    assert f"and {tuned['ratios']['js_4']['16']['ratio'][0]:.1f} times (by seed {each(tuned, 'js_4', '16')}), no better" in README
+def worth(of, what, T="8", ends=None):
+    """How many calls of the other T of DSL's are worth, with 95%; then without, and seed by seed."""
+    at = of["ratios"][what][T]
+    return told_ratio(at | {"ratio": at["ratio"][0]}, ends=ends)
 
-    assert f"(by seed {each(scratch, 'entropy_2')} given the letter before; {each(scratch, 'js_4')} by 4-grams)" in README
-    assert f"by unigrams {tuned['ratios']['entropy']['8']['ratio'][0]:.1f} times (by seed {each(tuned, 'entropy')})" in README
+
+def alone(of, what, T="8", digits=1):
+    return f"{of['ratios'][what][T]['ratio'][0]:.{digits}f}"
+
+
+def by_seed(of, what, T="8"):
+    return "(" + ", ".join(f"{bound} {value:.0f}" if bound else f"{value:.1f}" for value, bound in of["ratios"][what][T]["by_seed"]) + ")"
+
+
+def test_the_page_tells_how_much_lower_an_nll_is_and_where_pairs_of_letters_stand():
+    """The entropy of a letter given the one before is read where that of letters is real text's."""
+    said, cells = under(RESULTS["measures"]), ("dsl/mend/8", "dsl/mend/16", f"{MDLM}/8", f"{MDLM}/64")
+    points = [BASE["cells"][cell]["temperatures"]["all"] for cell in cells]
+    even = [np.interp(BASE["real"]["entropy"], *zip(*((p["entropy"], p["entropy_2"]) for p in of))) for of in points]
+    of_8, of_16, given_8, given_16 = (f"{less(BASE, f'{MDLM}/{T}', BASE, f'dsl/mend/{T}', what):.2f}"
+                                      for what in ("entropy", "entropy_2") for T in (8, 16))
+    tells(said, f"8, {of_8}, 8, 16, {of_16}, {given_8}, {given_16}",
+          "{:.2f}, {:.2f} 8, {:.2f} 16, {:.2f} 8, {:.2f} 64".format(BASE["real"]["entropy_2"], *even))
+    tells(said, worth(BASE, "entropy_2"), lower(BASE, f"{MDLM}/64", "dsl/mend/16"), f"8, {lower(BASE, 'dsl/mend/8', f'{MDLM}/32')}, 16")
+    tells(said, lower(BASE, "dsl/mend/16", f"{MDLM}/16", "js_4"))
+
+
+def test_the_page_tells_what_settings_that_4_grams_chose_change():
+    said = under(RESULTS["measures"], "With settings that 4-grams chose")
+    of_16 = gain(*([c["js_4"] for c in of["cells"]["dsl/mend/16"]["by_seed"]] for of in (BASE, TUNED)), digits=3)
+    nearer = [f"{less(BASE, cell, TUNED, cell, 'js_4'):.3f}" for cell in ("dsl/mend/16", "dsl/mend/8", f"{MDLM}/8")]
+    tells(said, "16, {}, {}, 8, {}, {}, 8".format(nearer[0], of_16, *nearer[1:]),
+          *(alone(TUNED, "js_4", T) + by_seed(TUNED, "js_4", T) for T in ("8", "16")))
+    tells(said, f"{alone(TUNED, 'entropy')}, {alone(BASE, 'entropy')}", worth(TUNED, "entropy_2"),
+          f"16, {worth(TUNED, 'entropy_2', '16')}")
+    drafts = {min((e for e in TUNED["tuning"]["dsl/mend"] if e["T"] == T), key=lambda e: e["js_4"])["setting"]["draft"] for T in (8, 16)}
+    assert drafts == {0.8} and "four fifths" in said.split("*Only in part.*")[1]
+
+
+def test_the_page_tells_the_ratios_to_the_control_and_from_scratch():
+    said, scratch = (under(RESULTS["measures"], heading) for heading in ("Against the control", "From scratch"))
+    tells(said, worth(CONTROL, "entropy_2"), worth(CONTROL, "entropy"), f"16, 32, {lower(CONTROL, f'{MASKED}/32', 'dsl/mend/16')}")
+    tells(said, f"16, {worth(CONTROL, 'js_4')}", worth(CONTROL, "js_4", "16"))
+    tells(scratch, *(lower(SCRATCH, f"{MDLM}/32", f"dsl/mend/{T}", "js_4") for T in (8, 16)),
+          *(f"{T}, {lower(SCRATCH, f'{MDLM}/{4 * T}', f'dsl/mend/{T}')}" for T in (16, 8)))
+    tells(scratch, worth(OF_SCRATCH, "js_4"), f"16, {worth(OF_SCRATCH, 'js_4', '16')}", worth(OF_SCRATCH, "entropy_2"))
+
+
+def test_the_page_tells_what_cooling_changes():
+    cells, last = ("dsl/mend/8", "dsl/mend/16", f"{MDLM}/8", f"{MDLM}/16"), f"{MDLM}/32"
+    letters = [less(BASE, cell, COOL, cell, "entropy") for cell in BASE["cells"]]
+    pairs = [*(less(BASE, cell, COOL, cell, "entropy_2") for cell in cells), less(COOL, last, BASE, last, "entropy_2")]
+    nearer = [less(BASE, cell, COOL, cell, "js_4") for cell in (f"{MDLM}/4", f"{MDLM}/8", "dsl/mend/8")]
+    tells(under(RESULTS["measures"], "With a temperature that falls"), f"{min(letters):.2f} to {max(letters):.2f}",
+          "{:.2f}, {:.2f}: 8, 16; {:.2f}, {:.2f}: 8, 16, 32: {:.2f}".format(*pairs), "{:.3f} 4, {:.3f} 8, {:.3f} 8, 16".format(*nearer),
+          f"16, {worth(COOL, 'js_4', '16', ends=2)}")
+
+
+def test_the_readme_tells_the_ratios_by_other_measures():
+    tells(row_of(README, "**Other measures"), f"{worth(BASE, 'entropy_2')}, {alone(BASE, 'entropy')}",
+          lower(BASE, f"{MDLM}/64", "dsl/mend/16"), worth(BASE, "js_4"), f"16, {worth(BASE, 'js_4', '16', ends=2)}")
+    tells(row_of(README, "Settings chosen by 4-grams"), worth(TUNED, "js_4"), alone(TUNED, "js_4", "16") + by_seed(TUNED, "js_4", "16"),
+          worth(TUNED, "entropy_2"), f"16, {worth(TUNED, 'entropy_2', '16')}", alone(TUNED, "entropy") + by_seed(TUNED, "entropy"))
+    tells(row_of(README, "The other measures, from scratch"), alone(SCRATCH, "js_4", digits=0) + by_seed(SCRATCH, "entropy_2"),
+          by_seed(SCRATCH, "js_4"), worth(OF_SCRATCH, "js_4"), worth(OF_SCRATCH, "entropy_2"))
+    tells(row_of(README, "Is it the Gaussian evidence"), worth(CONTROL, "entropy_2"), worth(CONTROL, "js_4"),
+          f"16, {worth(CONTROL, 'js_4', '16')}")

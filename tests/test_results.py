@@ -1,7 +1,6 @@
 """The tables of README.md and results/*.md, and some of their sentences, tell the numbers of their jsons; any other value with an error
 occurs in one of them."""
 
-import itertools
 import json
 import math
 import re
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 import claim
-from pages import MODELS, README, RESULTS, ROOT, by_seed, claims, gain, rows_below, times, value
+from pages import MODELS, README, RESULTS, ROOT, by_seed, claims, gain, row_of, rows_below, tells, times, told_ratio, under, value
 from reproduce_config import settings_at
 
 
@@ -101,63 +100,77 @@ def test_the_ratios_of_calls_stand_in_their_json():
                               for at in ratios], (name, T)
 
 
+def best(run, T="8"):
+    """The ratios to the best samplers of MDLM and of the control."""
+    return [of["against_best"]["at"][T] for of in (run, run["controls"]["masked"])]
+
+
+def published(run, T="8"):
+    """The same by the published sampler for both."""
+    return [of["published_against_published"]["at"][T] for of in (run, run["controls"]["masked"])]
+
+
+def spelt(run, at):
+    return f"{times(run, at['ratio'])} ({by_seed(run, at)})"
+
+
+def along(cells, curve, what, digits=2, steps=(4, 8, 16, 32, 64)):
+    """What a curve has at each T, with its error where that is told."""
+    return ", ".join(value(cells[f"{curve}/{T}"][what][: 4 - digits], digits) for T in steps)
+
+
+def by_texts(cells):
+    """Errors by texts alone: their median, how many are small, of how many, and the largest."""
+    errors = sorted(c["text_stderr"] for c in cells)
+    return f"{np.median(errors):.3f}, {sum(x < 0.015 for x in errors)}, {len(errors)}, 0.015, {errors[-1]:.3f}"
+
+
 def test_the_runs_of_the_claim_agree_as_is_said():
-    for name, told in ("claim_first", "their {} cells in common differ by"), ("claim_few", "The {} cells that both runs have differ by"):
-        first, second = (json.loads((ROOT / "results" / f"{name}.json").read_text())["cells"] for name in (name, "claim"))
+    for name, heading in ("claim_first", "An independent run"), ("claim_few", "Without tuning on another machine"):
+        first, second = (claims(name)[0]["cells"] for name in (name, "claim"))
         gaps = [abs(first[key]["nll"][0] - second[key]["nll"][0]) for key in first.keys() & second.keys() if not key.startswith("ar/")]
-        assert f"{told.format(len(gaps))} {sum(gaps) / len(gaps):.2f} on average" in RESULTS["earlier"]
+        tells(under(RESULTS["earlier"], heading), f"{len(gaps)}, {np.mean(gaps):.2f}")
 
 
-def test_the_ratios_of_the_readme_and_of_the_summary_stand_in_their_json():
-    """README's of the first run with 128 dimensions, of those with 32, longer and from scratch; the summary's without a spread order, also
-    by the published rule, what `random` misses (a) by at T = 4, run by run, and what evidence and the loss bring from scratch at T = 8."""
-    names = "claim_D128", "claim_D128_again", "claim_mdlms", "claim_one_piece", "claim_long", "claim_scratch", "claim_scratch_D128_again"
-    runs, whole, summary = [claims(name)[0] for name in names], claims("claim")[0], RESULTS["README"]
+RUNS = "claim_D128", "claim_D128_again", "claim_mdlms", "claim_one_piece", "claim_long", "claim_scratch", "claim_scratch_D128_again"
 
-    def told(form, of, digits=1):
-        return form.format(*(f"{x:.{digits}f}" for x in (of.get("ratio", of.get("geometric_mean")), *of.get("student", of["interval"]))))
 
-    def best(run, T="8"):
-        return [of["against_best"]["at"][T] for of in (run, run["controls"]["masked"])]
+def test_the_ratios_of_the_readme_stand_in_their_jsons():
+    """Of the first run with 128 dimensions, of those with 32, longer and from scratch; by the published sampler too."""
+    large, _, small, one_piece, long, scratch, scratch_128 = runs = [claims(name)[0] for name in RUNS]
+    tells(row_of(README, "Embeddings of 32"), *(told_ratio(best(run)[0]) for run in (one_piece, small, large)))
+    tells(row_of(README, "Fine-tuning four times"), *map(told_ratio, best(long)))
+    tells(row_of(README, "From scratch"), *(spelt(run, best(run)[0]) for run in (scratch, scratch_128)),
+          ", ".join(f"{best(run)[1]['ratio']:.1f}" for run in (scratch, scratch_128)))
+    later, later_16 = (list(zip(*(published(run, T) for run in runs[4:]))) for T in ("8", "16"))
+    tells(row_of(README, "The same published sampler"), *(group for at_8, at_16 in zip(later, later_16) for group in (
+        *(told_ratio(at, 2) for at in at_8), ", ".join(["16", *(f"{at['ratio']:.1f}" for at in at_16)]))))
 
-    (first, _), _, (small, _), (one_piece, _), long, scratch, scratch_128 = map(best, runs)
-    said = [told("with 128 [{} times](results/sphere.md) ({} to {}), but", first),
-            told("[{} times](results/one_piece.md) ({} to {}) and", one_piece),
-            told("[{} times](results/claim.md#an-mdlm-for-each-seed) ({} to {});", small),
-            told("{} times ({} to {}), the", long[0]), told("control {} ({} to {}): MDLM gains", long[1]),
-            *(f"{times(run, of[0]['ratio'])}{form}{by_seed(run, of[0])}" for run, of, form in (
-                (runs[5], scratch, " times (by seed "), (runs[6], scratch_128, " ("))),
-            "but the control {:.1f} and {:.1f}".format(*(of[1]["ratio"] for of in (scratch, scratch_128)))]
-    same = [[of["published_against_published"]["at"] for of in (run, run["controls"]["masked"])] for run in runs[4:]]
-    later, control = ([told("{} ({} to {})", at["8"], 2) for at in of] for of in zip(*same))
-    later_16, control_16 = ([f"{at['16']['ratio']:.1f}" for at in of] for of in zip(*same))
-    said.append("dimensions) {}, from scratch {} and, with 128 (other seeds), {},".format(*later).replace(" (0.89", " times (0.89"))
-    said.append("for DSL's 16 {}, {} and {}; the control then {}, {} and {}, for 16 {}, {} and {}:".format(
-        *later_16, *control, *control_16))
-    assert not [words for words in said if words not in README], said
 
-    short = [f"{run['cells']['dsl/random/4']['nll'][0] - run['cells']['mdlm_more/mend-recorded/16']['nll'][0]:.2f}" for run in runs]
-    soft, soft_control = best(whole)
-    rule, rule_control = (of["published_against_published"] for of in (whole, whole["controls"]["masked"]))
-    mdlm, masked, dsl = (min(row["nll"][0] for key, row in runs[5]["cells"].items() if key.split("/")[::2] == [model, "8"])
+def test_the_ratios_of_the_summary_stand_in_their_jsons():
+    """What `random` misses (a) by at T = 4, run by run; ratios without a spread order; what evidence and the loss bring from scratch."""
+    runs, whole = [claims(name)[0] for name in RUNS], claims("claim")[0]
+    short, unsure = (under(RESULTS["README"], heading) for heading in ("The claim in short", "How sure is that?"))
+    tells(short, ", ".join(
+        f"{run['cells']['dsl/random/4']['nll'][0] - run['cells']['mdlm_more/mend-recorded/16']['nll'][0]:.2f}" for run in runs))
+    tells(unsure, f"{best(runs[2])[0]['ratio']:.1f}, 1.9")
+    tells(unsure, *map(told_ratio, best(whole)))
+    tells(short, *(told_ratio(of["published_against_published"], 2) for of in (whole, whole["controls"]["masked"])))
+    mdlm, masked, dsl = (min(cell["nll"][0] for key, cell in runs[5]["cells"].items() if key.split("/")[::2] == [model, "8"])
                          for model in ("mdlm_more", "masked", "dsl"))
-    said = [f"misses by {', '.join(short[:-1])} and {short[-1]})", f"made {small['ratio']:.1f} of 1.9",
-            told("the ratio was {} without a spread order ({} to {};", soft), told("to the control {}, {} to {})", soft_control),
-            told("the ratio is {} there (95%: {} to {})", rule, 2), told("to the control {} ({} to {})", rule_control, 2),
-            told("the control needs {} times as many ({} to {})", scratch[1]),
-            f"evidence is worth {masked - dsl:.2f} nats, the loss {mdlm - masked:.2f}",
-            f"eight times (by seed {', '.join(f'{x:.1f}' for x in best(runs[5], '16')[1]['by_seed'])})"]
-    assert not [words for words in said if words not in summary], said
-    assert [by_seed(runs[0], best(runs[0], T)[0], T) for T in ("16", "32")] == ["> 8, > 8, > 8", "> 4, > 4, > 4"]  # not with 128 calls
+    tells(short, f"{masked - dsl:.2f}, {mdlm - masked:.2f}", told_ratio(best(runs[5])[1]),
+          ", ".join(f"{x:.1f}" for x in best(runs[5], "16")[1]["by_seed"]))
 
 
 def test_the_times_of_the_runs_in_one_piece_stand_in_their_json():
-    for page, name, told in (("one_piece", "claim_one_piece", "took {:.0f} minutes"), ("again", "claim_D128_again", "took {:.0f}")):
+    told = []
+    for page, name in ("one_piece", "claim_one_piece"), ("again", "claim_D128_again"):
         ends = json.loads((ROOT / "results" / f"{name}_times.json").read_text())["ends"]
         (rows,) = rows_below(RESULTS[page], "| stage | minutes | in all |")
         begins = [0, *ends.values()]
         assert [row[1:] for row in rows] == [[f"{(end - begin) / 60:.0f}", f"{end / 60:.0f}"] for begin, end in zip(begins, ends.values())]
-        assert not [words for words in (told.format(ends["calibration"] / 60), f"and {begins[-1] / 60:.0f} in all") if words not in README]
+        told.append(f"{ends['calibration'] / 60:.0f}, {begins[-1] / 60:.0f}")
+    tells(under(README, "The paper's claim"), *told)
 
 
 def test_the_summary_s_table_stands_in_its_jsons():
@@ -203,122 +216,84 @@ def test_mending_and_calibration_of_the_claim_stand_in_their_jsons(page, name):
 
 def test_what_more_texts_change_stands_in_the_jsons():
     """Errors by texts, what the cells differ by, ratios, and MAUVE, 2-grams and repetition, T = 4 or 8 to 64, of equally many texts."""
-    (first, _), (found, _), said = claims("claim_one_piece"), claims("claim_more_texts"), RESULTS["one_piece"].split("## More texts")[1]
+    (first, _), (found, _), said = claims("claim_one_piece"), claims("claim_more_texts"), under(RESULTS["one_piece"], "More texts")
     cells = {key: c for key, c in found["cells"].items() if not key.startswith("ar/")}
     before, now = ([of[key]["text_stderr"] for key in cells] for of in (first["cells"], cells))
     few, many = (sum(x < 0.015 for x in errors) for errors in (before, now))
-    assert f"median of {np.median(now):.3f}, where it was {np.median(before):.3f}; {many} of {len(cells)} cells are below 0.015" in said
-    assert f"where {few} were, and none is above {max(now):.3f}" in said
+    tells(said, f"{np.median(now):.3f}, {np.median(before):.3f}, {many}, {len(cells)}, 0.015, {few}, {max(now):.3f}")
     gaps = [abs(c["nll"][0] - first["cells"][key]["nll"][0]) for key, c in cells.items() if first["cells"][key]["num_samples"] < 1020]
-    assert f"the {len(gaps)} cells that had 384 texts differ by {np.mean(gaps):.3f} on average, by {max(gaps):.2f} at most" in said
-    for of, form in ((found, "{:.1f} times as many ({}; 95% by Student's t {:.1f} to {:.1f})"),
-                     (found["controls"]["masked"], "of the control {:.1f} ({}; {:.1f} to {:.1f})")):
-        at = of["against_best"]["at"]["8"]
-        assert form.format(at["ratio"], ", ".join(f"{x:.1f}" for x in at["by_seed"]), *at["student"]) in said
-    rule = found["published_against_published"]["at"]["8"]
-    assert "the ratio is {:.2f} ({:.2f} to {:.2f})".format(rule["ratio"], *rule["student"]) in said
-
-    def row(curve, what, digits, steps=(8, 16, 32, 64)):
-        values = [value(cells[f"{curve}/{T}"][what], digits) for T in steps]
-        return f"{', '.join(values[:-1])} and {values[-1]}"
-
-    for curve in ("mdlm_more/remdm", "dsl/remdm", "dsl/mend", "mdlm_more/mend-recorded"):
-        assert row(curve, "mauve", 2, (4, 8, 16, 32, 64)) in said, curve
-    for curve in ("dsl/mend", "mdlm_more/mend-recorded"):
-        for what in ("js_2", "repetition"):
-            assert re.sub(r" ± [\d.]+", "", row(curve, what, 3)) in said, (curve, what)
+    tells(said, f"{len(gaps)}, 384, {np.mean(gaps):.3f}, {max(gaps):.2f}",
+          *(told_ratio(at, seeds=by_seed(found, at)) for at in best(found)), told_ratio(published(found)[0], 2))
+    tells(said, *(along(cells, curve, "mauve") for curve in ("mdlm_more/remdm", "dsl/remdm", "dsl/mend", "mdlm_more/mend-recorded")))
+    tells(said, *(along(cells, curve, what, 3, (8, 16, 32, 64)) for what in ("js_2", "repetition")
+                  for curve in ("dsl/mend", "mdlm_more/mend-recorded")))
 
 
 def test_what_128_dimensions_change_stands_in_the_jsons():
     """Ratios and seeds, with more texts too, where errors by texts, MAUVE, 2-grams and repetition stand as well; and how much is mended."""
-    (found, _), (more, _), (before, _), said = *map(claims, ("claim_D128", "claim_D128_more_texts", "claim_one_piece")), RESULTS["sphere"]
-    cells, errors = more["cells"], [c["text_stderr"] for key, c in more["cells"].items() if not key.startswith("ar/")]
-    told = [f"a median of {np.median(errors):.3f}, {sum(x < 0.015 for x in errors)} of {len(errors)} cells are below 0.015, none is above "
-            f"{max(errors):.3f}"]
-    for run, seeds, forms in (
-            (found, 0, ("{} times fewer than the best of MDLM continued (95% by Student's t {} to {})",
-                        "{} times fewer than that of the control ({} to {})")),
-            (more, 3, ("needs {} times as many ({}, {}, {}; {} to {})", "that of the control {} ({}, {}, {}; {} to {})"))):
-        for of, form in zip((run, run["controls"]["masked"]), forms):
-            at = of["against_best"]["at"]["8"]
-            told.append(form.format(*(f"{x:.1f}" for x in (at["ratio"], *at["by_seed"][:seeds], *at["student"]))))
-    for of, form in ((found, "{} times at T = 8 ({} to {})"), (more, "ratio is {} ({} to {})")):
-        at = of["published_against_published"]["at"]["8"]
-        told.append(form.format(*(f"{x:.2f}" for x in (at["ratio"], *at["student"]))))
-    ours, theirs = ([f"{x:.2f}" for x in of["cells"]["dsl/mend/8"]["nll_by_seed"]] for of in (found, before))
-    told.append("{}, {} and {}, with 32 dimensions {}, {} and {};".format(*ours, *theirs))
-    small, large = (of["cells"]["dsl/mend/8"]["nll_by_seed"] for of in (claims("claim_more_texts")[0], more))
-    told.append(f"`mend` is better by {gain(small, large).replace(' (', ' at T = 8 (95% ')}, in each pair")
-    told.append("is at {}, {} and {}".format(*(value(duel["nll"]) for duel in more["duels"][:3])))
-    for curve, what, digits, steps in (("dsl/mend", "mauve", 2, (4, 8, 16, 32, 64)), ("dsl/remdm", "mauve", 2, (4, 8, 16, 32, 64)),
-                                       ("dsl/mend", "js_2", 3, (8, 16, 32, 64)), ("dsl/mend", "repetition", 3, (8, 16, 32, 64))):
-        *values, last = (value(cells[f"{curve}/{T}"][what], digits) for T in steps)
-        told.append(re.sub(r" ± [\d.]+" if digits == 3 else "^$", "", f"{', '.join(values)} and {last}"))
+    found, more, before, small = (
+        claims(name)[0] for name in ("claim_D128", "claim_D128_more_texts", "claim_one_piece", "claim_more_texts"))
+    said, again, cells = under(RESULTS["sphere"]), under(RESULTS["sphere"], "More texts, once more"), more["cells"]
+    tells(said, *map(told_ratio, best(found)))
+    tells(said, told_ratio(published(found)[0], 2))
+    tells(said, ", ".join(f"{x:.2f}" for of in (found, before) for x in of["cells"]["dsl/mend/8"]["nll_by_seed"]))
+    tells(said, gain(*(of["cells"]["dsl/mend/8"]["nll_by_seed"] for of in (small, more))))
+    tells(again, by_texts(c for key, c in cells.items() if not key.startswith("ar/")))
+    tells(again, *(told_ratio(at, seeds=by_seed(more, at)) for at in best(more)), told_ratio(published(more)[0], 2),
+          ", ".join(value(duel["nll"]) for duel in more["duels"][:3]))
+    tells(again, along(cells, "dsl/mend", "mauve"), along(cells, "dsl/remdm", "mauve"),
+          *(along(cells, "dsl/mend", what, 3, (8, 16, 32, 64)) for what in ("js_2", "repetition")))
     mends = json.loads((ROOT / "results" / "claim_D128_correction.json").read_text())["over_seeds"]
-    dsl, mdlm = (next(v for key, v in mends.items() if f"/{model}-" in key)["random"]["evidence"]["at_98"]["fixed"][0]
+    dsl, mdlm = (next(v for key, v in mends.items() if f"/{model}-" in key)["random"]["evidence"]["at_98"]["fixed"]
                  for model in ("dsl", "mdlm_more"))
-    assert not [words for words in [*told, f"So DSL mends {dsl / mdlm:.1f} times as many"] if words not in said]
-    assert f"DSL mends {dsl / mdlm:.1f} times as many random errors as MDLM continued" in README
+    assert f"mends {dsl[0] / mdlm[0]:.1f} times" in said
+    tells(row_of(README, "Does it correct"), f"{dsl[0] / mdlm[0]:.1f}", *(value([100 * x for x in of], 1) for of in (dsl, mdlm)))
+
+
+def of_six(ratios):
+    middle, half = claim.difference(np.log([x for at in ratios for x in at["by_seed"]]), np.zeros(6), paired=True)
+    return {"ratio": math.exp(middle), "student": [math.exp(middle - half), math.exp(middle + half)]}
+
+
+def margins(runs, T, of_remdm=False):
+    """What `mend` has less of than MDLM's best, or its published sampler, in a duel at T, over the seeds of all runs."""
+    duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and ("/remdm/" in d["other"]) == of_remdm) for run in runs]
+    return gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other")))
 
 
 def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
     """Ratios of the three other seeds, in README too; and of all six, with their margins at T = 4 to 32, by Student's t."""
-    runs, told, headline = [claims(name)[0] for name in ("claim_D128", "claim_D128_again")], [], []
-
-    def of_six(ratios, digits):
-        middle, half = claim.difference(np.log([x for at in ratios for x in at["by_seed"]]), np.zeros(6), paired=True)
-        return [f"{math.exp(x):.{digits}f}" for x in (middle, middle - half, middle + half)]
-
-    def both(of, form, of_all, fresh, first):
-        best, rule = ([run[which]["at"]["8"] for run in of] for which in ("against_best", "published_against_published"))
-        told.append(form.format(*(f"{x:.1f}" for x in (best[1]["ratio"], *best[1]["by_seed"], *best[1]["student"]))))
-        told.extend([of_all.format(*of_six(best, 1)), "{} ({} to {})".format(*of_six(rule, 2))])
-        headline.extend([fresh.format(*(f"{x:.1f}" for x in (best[1]["ratio"], *best[1]["student"]))), first.format(*of_six(best, 1))])
-
-    both(runs, "needs {} times as many ({}, {}, {} by seed; 95% by Student's t {} to {})", "have {} (95%: {} to {}) and",
-         "**{} times ({} to {})**, three seeds", "with all six {} times ({} to {}). With 16")
-    both([run["controls"]["masked"] for run in runs], "that of the control {} ({}, {}, {}; {} to {})", "to the control, {} ({} to {})",
-         "evidence: the control needs {} times ({} to {}), with", "with all six {} times ({} to {}). Given")
-    for of_remdm, T in itertools.product((False, True), (4, 8, 16, 32)):
-        duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and ("/remdm/" in d["other"]) == of_remdm) for run in runs]
-        told.append(gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other"))))
-    rule = of_six([run["published_against_published"]["at"]["8"] for run in runs], 2)
-    headline.append("needs {} times as many calls ({} to {}, six MDLMs)".format(*rule))
-    headline.append("{} at T = 4, {} at 8, {} at 16 and {} at 32".format(*told[-8:-4]))
+    runs, said = [claims(name)[0] for name in RUNS[:2]], under(RESULTS["again"])
+    fresh, six, rules = best(runs[1]), [of_six(of) for of in zip(*map(best, runs))], [of_six(of) for of in zip(*map(published, runs))]
+    tells(said, *(told_ratio(at, seeds=by_seed(runs[1], at)) for at in fresh), *map(told_ratio, six))
+    tells(said, *(told_ratio(at, 2) for at in rules))
+    each = [margins(runs, T, of_remdm) for of_remdm in (False, True) for T in (4, 8, 16, 32)]
+    tells(said, *each)
     drafts = [np.mean([x for run in runs for x in run["cells"][key]["nll_by_seed"]]) for key in ("dsl/mend/4", "mdlm_more/random/4")]
-    headline.append(f"with 4 it is {drafts[0] - drafts[1]:.2f} nats behind MDLM's `random`")
-    assert by_seed(runs[1], runs[1]["against_best"]["at"]["16"], 16) == "> 8, > 8, > 8"  # not reached with 128 calls
-    assert not [words for words in told if words not in RESULTS["again"]] + [words for words in headline if words not in README]
+    tells(row_of(README, "The best sampler of each"), told_ratio(fresh[0]), told_ratio(six[0]), f"4, {drafts[0] - drafts[1]:.2f}")
+    tells(row_of(README, "Is it the Gaussian evidence"), told_ratio(fresh[1]), told_ratio(six[1]))
+    tells(row_of(README, "The same published sampler"), told_ratio(rules[0], 2))
+    tells(under(README, "The paper's claim"), *(f"{margin}, {T}" for margin, T in zip(each, (4, 8, 16, 32))))
 
 
 def test_what_128_dimensions_do_from_scratch_stands_in_the_jsons():
     """Margins of six pairs, ratios, `mend` seed by seed, and what evidence and the loss bring, from best sampler to best sampler."""
-    runs, said = [claims(name)[0] for name in ("claim_scratch", "claim_scratch_D128_again")], RESULTS["scratch"].split("## With 128")[1]
-    told, small, large = [], *([f"{x:.2f}" for x in run["cells"]["dsl/mend/8"]["nll_by_seed"]] for run in runs)
-    for T in (4, 8, 16):
-        duels = [next(d for d in run["duels"] if d["ours"] == f"dsl/mend/{T}" and "/remdm/" not in d["other"]) for run in runs]
-        told.append(gain(*([x for run, d in zip(runs, duels) for x in run["cells"][d[who]]["nll_by_seed"]] for who in ("ours", "other"))))
-    told.append("at {}, {} and {} at T = 8, where with 32 it was {}, {} and {},".format(*large, *small))
-    (best, rule), (control, control_rule) = ([of[which]["at"]["8"] for which in ("against_best", "published_against_published")]
-                                             for of in (runs[1], runs[1]["controls"]["masked"]))
-    told.append("{} times DSL's 8 (by seed {}:".format(times(runs[1], best["ratio"]), by_seed(runs[1], best)))
-    told.append("{:.1f} times ({:.1f}, {:.1f}, {:.1f}; Student's t {:.1f} to {:.1f})".format(
-        control["ratio"], *control["by_seed"], *control["student"]))
-    told.append("{:.1f} times fewer calls than MDLM at T = 8 ({:.2f} to {:.2f})".format(rule["ratio"], *rule["student"]))
-    told.append("{:.2f} of the control's ({:.2f} to {:.2f})".format(control_rule["ratio"], *control_rule["student"]))
-    lowest = [[min(row["nll"][0] for key, row in runs[1]["cells"].items() if re.fullmatch(f"{model}/.*/{T}", key))
-               for model in ("mdlm_more", "masked", "dsl")] for T in (4, 8, 16)]
-    for form, i in ("loss brings {}, {} and {} at T", 0), ("evidence {}, {} and {}", 1):
-        told.append(form.format(*(f"{values[i] - values[i + 1]:.2f}".replace("-", "−") for values in lowest)))
-    assert not [words for words in told if words not in said] + [words for words in told[1:3] if words not in RESULTS["README"]]
+    runs, said = [claims(name)[0] for name in RUNS[5:]], under(RESULTS["scratch"], "With 128 dimensions")
+    each = [margins(runs, T) for T in (4, 8, 16)]
+    tells(said, *each)
+    tells(under(RESULTS["README"], "The claim in short"), *each[1:])
+    tells(said, ", ".join(f"{x:.2f}" for run in reversed(runs) for x in run["cells"]["dsl/mend/8"]["nll_by_seed"]))
+    (mdlm, control), (rule, control_rule) = best(runs[1]), published(runs[1])
+    tells(said, spelt(runs[1], mdlm), told_ratio(control, seeds=by_seed(runs[1], control)))
+    tells(said, told_ratio(rule, ends=2), told_ratio(control_rule, 2))
+    lowest = np.array([[min(cell["nll"][0] for key, cell in runs[1]["cells"].items() if re.fullmatch(f"{model}/.*/{T}", key))
+                        for T in (4, 8, 16)] for model in ("mdlm_more", "masked", "dsl")])
+    tells(said, ", ".join(f"{x:.2f}" for x in (lowest[:2] - lowest[1:]).ravel()))
 
 
 def test_the_errors_by_texts_alone_are_as_said():
-    cells = json.loads((ROOT / "results" / "claim.json").read_text())["cells"]
-    errors = sorted(c["text_stderr"] for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64)
-    small = sum(error < 0.015 for error in errors)
-    said = f"a median of {errors[len(errors) // 2]:.3f} up to T = 64, where {small} of {len(errors)} cells are below 0.015 and none above"
-    assert f"{said} {errors[-1]:.3f}" in RESULTS["one_mdlm"]
+    cells = claims("claim")[0]["cells"]
+    tells(under(RESULTS["one_mdlm"], "Every cell"), by_texts(c for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64))
 
 
 def test_speeds_stand_in_their_json():
