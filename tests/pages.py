@@ -58,12 +58,13 @@ def row_of(text, cell):
 
 
 def tells(text, *groups):
-    """Asserts that one line of the text, so a paragraph, an item or a row, has these groups of numbers in this order. A group is written
-    as "2.8 (2.3 to 3.7)" or "67, 80, 0.015": between its numbers any words may stand, but no other decimal; "a to b", "a ± b" and "> a" are
-    as they are."""
+    """Whether one line of the text, so a paragraph, an item or a row, has these groups of numbers in this order. A group is written as
+    "2.8 (2.3 to 3.7)" or "67, 80, 0.015": between its numbers any words may stand, but no other decimal; "a to b", "a ± b" and "> a" are as
+    they are. ValueError for a group without a number, which any line would have."""
     number, other = r"−?\d+(?:\.\d+)?", r"(?:(?!\d\.\d).)*?"
     parts = [re.findall(rf"(?:[<>≤] )?{number}(?: (?:to|±) {number})?", group.replace("-", "−")) for group in groups]
-    assert parts and all(parts), groups
+    if not parts or not all(parts):
+        raise ValueError(f"no number in one of {groups}")
     finds = [re.compile(other.join(rf"(?<![\d.,−])(?<![<>≤] ){re.escape(one)}(?![.,]?\d)" for one in part)) for part in parts]
 
     def has(line, at=0):
@@ -74,7 +75,7 @@ def tells(text, *groups):
             at = found.end()
         return True
 
-    assert any(map(has, text.splitlines())), f"no line tells {' | '.join(groups)}"
+    return any(map(has, text.splitlines()))
 
 
 def rows_below(text, header):

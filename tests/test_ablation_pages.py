@@ -37,8 +37,8 @@ def test_the_ablations_with_three_seeds_stand_in_their_jsons():
     assert [row[1:] for row in rows] == [[", ".join(f"{x:.2f}" for x in nll), ", ".join(f"{100 * x:.1f}" for x in mended),
                                           ", ".join(f"{x:.3f}" for x in bound)] for nll, mended, bound in told]
     (base, *_), (frozen, *_), (large, *_), (larger, *_), (both, *_) = told
-    tells(under(RESULTS["ablations"], "Two of them with three seeds"), gain(base, frozen), gain(base, large),
-          gain(large, larger).split(" (")[1], gain(large, both))
+    assert tells(under(RESULTS["ablations"], "Two of them with three seeds"), gain(base, frozen), gain(base, large),
+                 gain(large, larger).split(" (")[1], gain(large, both))
 
 
 def test_the_same_by_mend_stands_in_its_json():
@@ -53,8 +53,8 @@ def test_the_same_by_mend_stands_in_its_json():
     assert [row[4] for row in rows[1:3]] == [", ".join(f"{x:.1f}" for x in shares) for shares in mended]
     base, frozen, large, rival = nlls
     said = under(RESULTS["ablations"], "Two of them with three seeds")
-    tells(said, gain(base[8], large[8]), gain(base[8], frozen[8]))
-    tells(said, *(f"{T}, {gain(large[T], rival[T])}" for T in (8, 16)))
+    assert tells(said, gain(base[8], large[8]), gain(base[8], frozen[8]))
+    assert tells(said, *(f"{T}, {gain(large[T], rival[T])}" for T in (8, 16)))
 
 
 def test_another_rate_and_32_dimensions_with_the_other_seeds_stand_in_their_json():
@@ -73,9 +73,9 @@ def test_another_rate_and_32_dimensions_with_the_other_seeds_stand_in_their_json
     six = [gain(*(cells[f"dsl/mend/{T}"]["nll_by_seed"] + of[T] for cells, of in ((before, small), (after, ours)))) for T in (8, 16, 32)]
     said = under(RESULTS["ablations"], "32 dimensions and another rate, with the other seeds")
     rival = claims("claim_D128_again")[0]["cells"]["mdlm_more/mend-recorded/32"]["nll_by_seed"]
-    tells(said, gain(small[8], ours[8]), six[0], f"{six[1]}, 16", f"{six[2]}, 32")
-    tells(said, gain(slow[8], ours[8]), gain(slow[8], rival))
-    tells(under(RESULTS["sphere"]), six[0])
+    assert tells(said, gain(small[8], ours[8]), six[0], f"{six[1]}, 16", f"{six[2]}, 32")
+    assert tells(said, gain(slow[8], ours[8]), gain(slow[8], rival))
+    assert tells(under(RESULTS["sphere"]), six[0])
 
 
 def test_rates_by_the_sampler_stand_in_their_jsons():
@@ -98,8 +98,8 @@ def test_rates_by_the_sampler_stand_in_their_jsons():
         assert {config.lr for config in configs} == {float(re.search(r"[\d.]+e-\d", label)[0])}
     ours, slow, fast, more, more_slow, more_fast = (nll for nll, _ in found)
     said = under(RESULTS["ablations"], "Rates by the sampler")
-    tells(said, *(gain(of[T], ours[T]) for of in (fast, slow) for T in (8, 16, 32)))
-    tells(said, gain(more_slow[32], more[32]), gain(more[32], more_fast[32]), gain(ours[8], more_fast[32]))
+    assert tells(said, *(gain(of[T], ours[T]) for of in (fast, slow) for T in (8, 16, 32)))
+    assert tells(said, gain(more_slow[32], more[32]), gain(more[32], more_fast[32]), gain(ours[8], more_fast[32]))
 
 
 def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
@@ -117,9 +117,9 @@ def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
     errors = [c["text_stderr"] for key, c in found["cells"].items() if not key.startswith("ar/")]
     nlls = [found["cells"][f"{name}/{T}"]["nll"] for name in ("dsl/mend", "mdlm_more/mend-recorded", "masked/mend-recorded")
             for T in (8, 16, 32)]
-    tells(said, ", ".join(map(value, nlls)), *(told_ratio(at, seeds=by_seed(found, at)) for at in best), ", ".join(map(value, margins)),
-          f"{np.median(errors):.3f}, {max(errors):.3f}")
-    tells(under(README, "The paper's claim"), told_ratio(best[0]))
+    assert tells(said, ", ".join(map(value, nlls)), *(told_ratio(at, seeds=by_seed(found, at)) for at in best),
+                 ", ".join(map(value, margins)), f"{np.median(errors):.3f}, {max(errors):.3f}")
+    assert tells(under(README, "The paper's claim"), told_ratio(best[0]))
 
 
 def test_what_perfect_doubt_brings_stands_in_its_jsons():
@@ -134,8 +134,8 @@ def test_what_perfect_doubt_brings_stands_in_its_jsons():
             rows[-1].append(told_nlls(found[who, kind]) if path.exists() else "")
     assert rows == next(rows_below(said, "| | by chance | by its own | exact |"))
     own, exact = ([of["entropy"] for of in found["DSL", kind]["by_seed"]] for kind in ("own", "exact"))
-    tells(said, ", ".join([*(f"{b - a:.2f}" for a, b in zip(own, exact)), gain(exact, own).split(" (")[1]]))
-    tells(said, f"{found['MDLM continued', 'exact']['nfe']:.0f}, 8")
+    assert tells(said, ", ".join([*(f"{b - a:.2f}" for a, b in zip(own, exact)), gain(exact, own).split(" (")[1]]))
+    assert tells(said, f"{found['MDLM continued', 'exact']['nfe']:.0f}, 8")
 
 
 def told_nlls(cell):

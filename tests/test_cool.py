@@ -68,8 +68,8 @@ def test_what_cooling_changes_stands_in_the_jsons():
     that were tried the largest fall is the best."""
     (before, _), (found, _), said = claims("claim_D128_again"), claims("claim_cool_again"), under(RESULTS["cool"])
     ratios = [told_ratio(of["against_best"]["at"]["8"]) for of in (found, found["controls"]["masked"])]
-    tells(said, *ratios)
-    tells(row_of(README, "A temperature that falls"), *ratios)
+    assert tells(said, *ratios)
+    assert tells(row_of(README, "A temperature that falls"), *ratios)
     (rows,) = rows_below(said, "| without and with cooling | T = 4 | 8 | 16 | 32 | 64 |")
     what = {"MAUVE": ("mauve", 2), "2-gram JS": ("js_2", 3), "4-gram JS": ("js_4", 3), "repetition": ("repetition", 3)}
     for row, *values in rows:
@@ -81,4 +81,4 @@ def test_what_cooling_changes_stands_in_the_jsons():
     best = [settings_at(tried, T)[0].get("cooling") for name, tried in found["tuning"].items()
             for T in (8, 16, 32, 64) if name.split("/")[1] not in ("remdm", "ar")]
     assert len(set(best)) == 1
-    tells(said, f"{best[0]}, {len(best)}, {len(best)}")
+    assert tells(said, f"{best[0]}, {len(best)}, {len(best)}")

@@ -233,31 +233,32 @@ def test_the_page_tells_how_much_lower_an_nll_is_and_where_pairs_of_letters_stan
     even = [np.interp(BASE["real"]["entropy"], *zip(*((p["entropy"], p["entropy_2"]) for p in of))) for of in points]
     of_8, of_16, given_8, given_16 = (f"{less(BASE, f'{MDLM}/{T}', BASE, f'dsl/mend/{T}', what):.2f}"
                                       for what in ("entropy", "entropy_2") for T in (8, 16))
-    tells(said, f"8, {of_8}, 8, 16, {of_16}, {given_8}, {given_16}",
-          "{:.2f}, {:.2f} 8, {:.2f} 16, {:.2f} 8, {:.2f} 64".format(BASE["real"]["entropy_2"], *even))
-    tells(said, worth(BASE, "entropy_2"), lower(BASE, f"{MDLM}/64", "dsl/mend/16"), f"8, {lower(BASE, 'dsl/mend/8', f'{MDLM}/32')}, 16")
-    tells(said, lower(BASE, "dsl/mend/16", f"{MDLM}/16", "js_4"))
+    assert tells(said, f"8, {of_8}, 8, 16, {of_16}, {given_8}, {given_16}",
+                 "{:.2f}, {:.2f} 8, {:.2f} 16, {:.2f} 8, {:.2f} 64".format(BASE["real"]["entropy_2"], *even))
+    assert tells(said, worth(BASE, "entropy_2"), lower(BASE, f"{MDLM}/64", "dsl/mend/16"),
+                 f"8, {lower(BASE, 'dsl/mend/8', f'{MDLM}/32')}, 16")
+    assert tells(said, lower(BASE, "dsl/mend/16", f"{MDLM}/16", "js_4"))
 
 
 def test_the_page_tells_what_settings_that_4_grams_chose_change():
     said = under(RESULTS["measures"], "With settings that 4-grams chose")
     of_16 = gain(*([c["js_4"] for c in of["cells"]["dsl/mend/16"]["by_seed"]] for of in (BASE, TUNED)), digits=3)
     nearer = [f"{less(BASE, cell, TUNED, cell, 'js_4'):.3f}" for cell in ("dsl/mend/16", "dsl/mend/8", f"{MDLM}/8")]
-    tells(said, "16, {}, {}, 8, {}, {}, 8".format(nearer[0], of_16, *nearer[1:]),
-          *(alone(TUNED, "js_4", T) + by_seed(TUNED, "js_4", T) for T in ("8", "16")))
-    tells(said, f"{alone(TUNED, 'entropy')}, {alone(BASE, 'entropy')}", worth(TUNED, "entropy_2"),
-          f"16, {worth(TUNED, 'entropy_2', '16')}")
+    assert tells(said, "16, {}, {}, 8, {}, {}, 8".format(nearer[0], of_16, *nearer[1:]),
+                 *(alone(TUNED, "js_4", T) + by_seed(TUNED, "js_4", T) for T in ("8", "16")))
+    assert tells(said, f"{alone(TUNED, 'entropy')}, {alone(BASE, 'entropy')}", worth(TUNED, "entropy_2"),
+                 f"16, {worth(TUNED, 'entropy_2', '16')}")
     drafts = {min((e for e in TUNED["tuning"]["dsl/mend"] if e["T"] == T), key=lambda e: e["js_4"])["setting"]["draft"] for T in (8, 16)}
     assert drafts == {0.8} and "four fifths" in said.split("*Only in part.*")[1]
 
 
 def test_the_page_tells_the_ratios_to_the_control_and_from_scratch():
     said, scratch = (under(RESULTS["measures"], heading) for heading in ("Against the control", "From scratch"))
-    tells(said, worth(CONTROL, "entropy_2"), worth(CONTROL, "entropy"), f"16, 32, {lower(CONTROL, f'{MASKED}/32', 'dsl/mend/16')}")
-    tells(said, f"16, {worth(CONTROL, 'js_4')}", worth(CONTROL, "js_4", "16"))
-    tells(scratch, *(lower(SCRATCH, f"{MDLM}/32", f"dsl/mend/{T}", "js_4") for T in (8, 16)),
-          *(f"{T}, {lower(SCRATCH, f'{MDLM}/{4 * T}', f'dsl/mend/{T}')}" for T in (16, 8)))
-    tells(scratch, worth(OF_SCRATCH, "js_4"), f"16, {worth(OF_SCRATCH, 'js_4', '16')}", worth(OF_SCRATCH, "entropy_2"))
+    assert tells(said, worth(CONTROL, "entropy_2"), worth(CONTROL, "entropy"), f"16, 32, {lower(CONTROL, f'{MASKED}/32', 'dsl/mend/16')}")
+    assert tells(said, f"16, {worth(CONTROL, 'js_4')}", worth(CONTROL, "js_4", "16"))
+    assert tells(scratch, *(lower(SCRATCH, f"{MDLM}/32", f"dsl/mend/{T}", "js_4") for T in (8, 16)),
+                 *(f"{T}, {lower(SCRATCH, f'{MDLM}/{4 * T}', f'dsl/mend/{T}')}" for T in (16, 8)))
+    assert tells(scratch, worth(OF_SCRATCH, "js_4"), f"16, {worth(OF_SCRATCH, 'js_4', '16')}", worth(OF_SCRATCH, "entropy_2"))
 
 
 def test_the_page_tells_what_cooling_changes():
@@ -265,9 +266,9 @@ def test_the_page_tells_what_cooling_changes():
     letters = [less(BASE, cell, COOL, cell, "entropy") for cell in BASE["cells"]]
     pairs = [*(less(BASE, cell, COOL, cell, "entropy_2") for cell in cells), less(COOL, last, BASE, last, "entropy_2")]
     nearer = [less(BASE, cell, COOL, cell, "js_4") for cell in (f"{MDLM}/4", f"{MDLM}/8", "dsl/mend/8")]
-    tells(under(RESULTS["measures"], "With a temperature that falls"), f"{min(letters):.2f} to {max(letters):.2f}",
-          "{:.2f}, {:.2f}: 8, 16; {:.2f}, {:.2f}: 8, 16, 32: {:.2f}".format(*pairs), "{:.3f} 4, {:.3f} 8, {:.3f} 8, 16".format(*nearer),
-          f"16, {worth(COOL, 'js_4', '16', ends=2)}")
+    assert tells(under(RESULTS["measures"], "With a temperature that falls"), f"{min(letters):.2f} to {max(letters):.2f}",
+                 "{:.2f}, {:.2f}: 8, 16; {:.2f}, {:.2f}: 8, 16, 32: {:.2f}".format(*pairs),
+                 "{:.3f} 4, {:.3f} 8, {:.3f} 8, 16".format(*nearer), f"16, {worth(COOL, 'js_4', '16', ends=2)}")
 
 
 def of_six(what, T="8"):
@@ -279,21 +280,22 @@ def of_six(what, T="8"):
 
 def test_the_page_tells_what_six_pairs_and_an_unbiased_distance_say():
     said, both = under(RESULTS["measures"], "Seeds 0 to 2, and without the bias of JS"), (FIRST, BASE)
-    tells(said, worth(FIRST, "entropy_2"), of_six("entropy_2"), of_six("js_4"), f"16, {of_six('js_4', '16')}", of_six("entropy"))
-    tells(said, f"8, {lower(both, 'dsl/mend/8', f'{MDLM}/32')}", f"64, {lower(both, f'{MDLM}/64', 'dsl/mend/16')}")
-    tells(said, *(f"{T}, {lower(FIRST, f'dsl/mend/{T}', f'{MDLM}/{T}', 'mmd_4')}" for T in (8, 16)))
-    tells(said, ", ".join(f"{FIRST['cells'][f'{MDLM}/{T}']['all']['mmd_4']:.3f}" for T in (8, 16, 32, 64)))
-    tells(RESULTS["predictions"], lower(both, "dsl/mend/16", f"{MDLM}/16", "js_4"))
-    tells(RESULTS["README"], of_six("entropy_2"), lower(both, f"{MDLM}/64", "dsl/mend/16"), of_six("js_4"), of_six("js_4", "16"))
+    assert tells(said, worth(FIRST, "entropy_2"), of_six("entropy_2"), of_six("js_4"), f"16, {of_six('js_4', '16')}", of_six("entropy"))
+    assert tells(said, f"8, {lower(both, 'dsl/mend/8', f'{MDLM}/32')}", f"64, {lower(both, f'{MDLM}/64', 'dsl/mend/16')}")
+    assert tells(said, *(f"{T}, {lower(FIRST, f'dsl/mend/{T}', f'{MDLM}/{T}', 'mmd_4')}" for T in (8, 16)))
+    assert tells(said, ", ".join(f"{FIRST['cells'][f'{MDLM}/{T}']['all']['mmd_4']:.3f}" for T in (8, 16, 32, 64)))
+    assert tells(RESULTS["predictions"], lower(both, "dsl/mend/16", f"{MDLM}/16", "js_4"))
+    assert tells(RESULTS["README"], of_six("entropy_2"), lower(both, f"{MDLM}/64", "dsl/mend/16"), of_six("js_4"), of_six("js_4", "16"))
 
 
 def test_the_readme_tells_the_ratios_by_other_measures():
-    tells(row_of(README, "**Other measures"), f"{worth(BASE, 'entropy_2')}, {alone(BASE, 'entropy')}", of_six("entropy_2"),
-          lower((FIRST, BASE), f"{MDLM}/64", "dsl/mend/16"), worth(BASE, "js_4"), of_six("js_4"), f"16, {of_six('js_4', '16')}",
-          by_seed(FIRST, "mmd_4").strip("()"))
-    tells(row_of(README, "Settings chosen by 4-grams"), worth(TUNED, "js_4"), alone(TUNED, "js_4", "16") + by_seed(TUNED, "js_4", "16"),
-          worth(TUNED, "entropy_2"), f"16, {worth(TUNED, 'entropy_2', '16')}", alone(TUNED, "entropy") + by_seed(TUNED, "entropy"))
-    tells(row_of(README, "The other measures, from scratch"), alone(SCRATCH, "js_4", digits=0) + by_seed(SCRATCH, "entropy_2"),
-          by_seed(SCRATCH, "js_4"), worth(OF_SCRATCH, "js_4"), worth(OF_SCRATCH, "entropy_2"))
-    tells(row_of(README, "Is it the Gaussian evidence"), worth(CONTROL, "entropy_2"), worth(CONTROL, "js_4"),
-          f"16, {worth(CONTROL, 'js_4', '16')}")
+    assert tells(row_of(README, "**Other measures"), f"{worth(BASE, 'entropy_2')}, {alone(BASE, 'entropy')}", of_six("entropy_2"),
+                 lower((FIRST, BASE), f"{MDLM}/64", "dsl/mend/16"), worth(BASE, "js_4"), of_six("js_4"), f"16, {of_six('js_4', '16')}",
+                 by_seed(FIRST, "mmd_4").strip("()"))
+    assert tells(row_of(README, "Settings chosen by 4-grams"), worth(TUNED, "js_4"),
+                 alone(TUNED, "js_4", "16") + by_seed(TUNED, "js_4", "16"), worth(TUNED, "entropy_2"),
+                 f"16, {worth(TUNED, 'entropy_2', '16')}", alone(TUNED, "entropy") + by_seed(TUNED, "entropy"))
+    assert tells(row_of(README, "The other measures, from scratch"), alone(SCRATCH, "js_4", digits=0) + by_seed(SCRATCH, "entropy_2"),
+                 by_seed(SCRATCH, "js_4"), worth(OF_SCRATCH, "js_4"), worth(OF_SCRATCH, "entropy_2"))
+    assert tells(row_of(README, "Is it the Gaussian evidence"), worth(CONTROL, "entropy_2"), worth(CONTROL, "js_4"),
+                 f"16, {worth(CONTROL, 'js_4', '16')}")

@@ -13,6 +13,17 @@ from pages import MODELS, README, RESULTS, ROOT, by_seed, claims, gain, row_of, 
 from reproduce_config import settings_at
 
 
+def test_numbers_are_told_whole_in_order_and_on_one_line():
+    text = "It is 2.8 times (2.3 to 3.7),\nthe control −0.10 at T = 16 and > 4, then 1.5 ± 0.2 times."
+    for groups in (["2.8 (2.3 to 3.7)"], ["2.8", "2.3 to 3.7"], ["-0.10, 16, > 4", "1.5 ± 0.2"], ["16"]):
+        assert tells(text, *groups), groups
+    for groups in (["2.9"], ["2.8 (2.3 to 3.8)"], ["2.3 to 3.7", "2.8"], ["2.8, 3.7"], ["2.8", "-0.10"], ["0.10"], ["4"], ["8"], ["2"],
+                   ["-0.1"], ["1.5 to 0.2"], ["-0.10, > 4, 16"]):
+        assert not tells(text, *groups), groups
+    with pytest.raises(ValueError, match="no number"):
+        tells(text, "times")
+
+
 def test_readme_numbers_stand_in_their_json():
     """The bound and the shares of words that the README's table states are those of results/demo_*.json, as rounded there."""
     for name in ("demo_posterior", "demo_mdlm"):
@@ -129,7 +140,7 @@ def test_the_runs_of_the_claim_agree_as_is_said():
     for name, heading in ("claim_first", "An independent run"), ("claim_few", "Without tuning on another machine"):
         first, second = (claims(name)[0]["cells"] for name in (name, "claim"))
         gaps = [abs(first[key]["nll"][0] - second[key]["nll"][0]) for key in first.keys() & second.keys() if not key.startswith("ar/")]
-        tells(under(RESULTS["earlier"], heading), f"{len(gaps)}, {np.mean(gaps):.2f}")
+        assert tells(under(RESULTS["earlier"], heading), f"{len(gaps)}, {np.mean(gaps):.2f}")
 
 
 RUNS = "claim_D128", "claim_D128_again", "claim_mdlms", "claim_one_piece", "claim_long", "claim_scratch", "claim_scratch_D128_again"
@@ -138,28 +149,28 @@ RUNS = "claim_D128", "claim_D128_again", "claim_mdlms", "claim_one_piece", "clai
 def test_the_ratios_of_the_readme_stand_in_their_jsons():
     """Of the first run with 128 dimensions, of those with 32, longer and from scratch; by the published sampler too."""
     large, _, small, one_piece, long, scratch, scratch_128 = runs = [claims(name)[0] for name in RUNS]
-    tells(row_of(README, "Embeddings of 32"), *(told_ratio(best(run)[0]) for run in (one_piece, small, large)))
-    tells(row_of(README, "Fine-tuning four times"), *map(told_ratio, best(long)))
-    tells(row_of(README, "From scratch"), *(spelt(run, best(run)[0]) for run in (scratch, scratch_128)),
-          ", ".join(f"{best(run)[1]['ratio']:.1f}" for run in (scratch, scratch_128)))
+    assert tells(row_of(README, "Embeddings of 32"), *(told_ratio(best(run)[0]) for run in (one_piece, small, large)))
+    assert tells(row_of(README, "Fine-tuning four times"), *map(told_ratio, best(long)))
+    assert tells(row_of(README, "From scratch"), *(spelt(run, best(run)[0]) for run in (scratch, scratch_128)),
+                 ", ".join(f"{best(run)[1]['ratio']:.1f}" for run in (scratch, scratch_128)))
     later, later_16 = (list(zip(*(published(run, T) for run in runs[4:]))) for T in ("8", "16"))
-    tells(row_of(README, "The same published sampler"), *(group for at_8, at_16 in zip(later, later_16) for group in (
-        *(told_ratio(at, 2) for at in at_8), ", ".join(["16", *(f"{at['ratio']:.1f}" for at in at_16)]))))
+    assert tells(row_of(README, "The same published sampler"), *(group for at_8, at_16 in zip(later, later_16) for group in (
+               *(told_ratio(at, 2) for at in at_8), ", ".join(["16", *(f"{at['ratio']:.1f}" for at in at_16)]))))
 
 
 def test_the_ratios_of_the_summary_stand_in_their_jsons():
     """What `random` misses (a) by at T = 4, run by run; ratios without a spread order; what evidence and the loss bring from scratch."""
     runs, whole = [claims(name)[0] for name in RUNS], claims("claim")[0]
     short, unsure = (under(RESULTS["README"], heading) for heading in ("The claim in short", "How sure is that?"))
-    tells(short, ", ".join(
-        f"{run['cells']['dsl/random/4']['nll'][0] - run['cells']['mdlm_more/mend-recorded/16']['nll'][0]:.2f}" for run in runs))
-    tells(unsure, f"{best(runs[2])[0]['ratio']:.1f}, 1.9")
-    tells(unsure, *map(told_ratio, best(whole)))
-    tells(short, *(told_ratio(of["published_against_published"], 2) for of in (whole, whole["controls"]["masked"])))
+    assert tells(short, ", ".join(
+               f"{run['cells']['dsl/random/4']['nll'][0] - run['cells']['mdlm_more/mend-recorded/16']['nll'][0]:.2f}" for run in runs))
+    assert tells(unsure, f"{best(runs[2])[0]['ratio']:.1f}, 1.9")
+    assert tells(unsure, *map(told_ratio, best(whole)))
+    assert tells(short, *(told_ratio(of["published_against_published"], 2) for of in (whole, whole["controls"]["masked"])))
     mdlm, masked, dsl = (min(cell["nll"][0] for key, cell in runs[5]["cells"].items() if key.split("/")[::2] == [model, "8"])
                          for model in ("mdlm_more", "masked", "dsl"))
-    tells(short, f"{masked - dsl:.2f}, {mdlm - masked:.2f}", told_ratio(best(runs[5])[1]),
-          ", ".join(f"{x:.1f}" for x in best(runs[5], "16")[1]["by_seed"]))
+    assert tells(short, f"{masked - dsl:.2f}, {mdlm - masked:.2f}", told_ratio(best(runs[5])[1]),
+                 ", ".join(f"{x:.1f}" for x in best(runs[5], "16")[1]["by_seed"]))
 
 
 def test_the_times_of_the_runs_in_one_piece_stand_in_their_json():
@@ -170,7 +181,7 @@ def test_the_times_of_the_runs_in_one_piece_stand_in_their_json():
         begins = [0, *ends.values()]
         assert [row[1:] for row in rows] == [[f"{(end - begin) / 60:.0f}", f"{end / 60:.0f}"] for begin, end in zip(begins, ends.values())]
         told.append(f"{ends['calibration'] / 60:.0f}, {begins[-1] / 60:.0f}")
-    tells(under(README, "The paper's claim"), *told)
+    assert tells(under(README, "The paper's claim"), *told)
 
 
 def test_the_summary_s_table_stands_in_its_jsons():
@@ -220,13 +231,13 @@ def test_what_more_texts_change_stands_in_the_jsons():
     cells = {key: c for key, c in found["cells"].items() if not key.startswith("ar/")}
     before, now = ([of[key]["text_stderr"] for key in cells] for of in (first["cells"], cells))
     few, many = (sum(x < 0.015 for x in errors) for errors in (before, now))
-    tells(said, f"{np.median(now):.3f}, {np.median(before):.3f}, {many}, {len(cells)}, 0.015, {few}, {max(now):.3f}")
+    assert tells(said, f"{np.median(now):.3f}, {np.median(before):.3f}, {many}, {len(cells)}, 0.015, {few}, {max(now):.3f}")
     gaps = [abs(c["nll"][0] - first["cells"][key]["nll"][0]) for key, c in cells.items() if first["cells"][key]["num_samples"] < 1020]
-    tells(said, f"{len(gaps)}, 384, {np.mean(gaps):.3f}, {max(gaps):.2f}",
-          *(told_ratio(at, seeds=by_seed(found, at)) for at in best(found)), told_ratio(published(found)[0], 2))
-    tells(said, *(along(cells, curve, "mauve") for curve in ("mdlm_more/remdm", "dsl/remdm", "dsl/mend", "mdlm_more/mend-recorded")))
-    tells(said, *(along(cells, curve, what, 3, (8, 16, 32, 64)) for what in ("js_2", "repetition")
-                  for curve in ("dsl/mend", "mdlm_more/mend-recorded")))
+    assert tells(said, f"{len(gaps)}, 384, {np.mean(gaps):.3f}, {max(gaps):.2f}",
+                 *(told_ratio(at, seeds=by_seed(found, at)) for at in best(found)), told_ratio(published(found)[0], 2))
+    assert tells(said, *(along(cells, curve, "mauve") for curve in ("mdlm_more/remdm", "dsl/remdm", "dsl/mend", "mdlm_more/mend-recorded")))
+    assert tells(said, *(along(cells, curve, what, 3, (8, 16, 32, 64)) for what in ("js_2", "repetition")
+                         for curve in ("dsl/mend", "mdlm_more/mend-recorded")))
 
 
 def test_what_128_dimensions_change_stands_in_the_jsons():
@@ -234,20 +245,20 @@ def test_what_128_dimensions_change_stands_in_the_jsons():
     found, more, before, small = (
         claims(name)[0] for name in ("claim_D128", "claim_D128_more_texts", "claim_one_piece", "claim_more_texts"))
     said, again, cells = under(RESULTS["sphere"]), under(RESULTS["sphere"], "More texts, once more"), more["cells"]
-    tells(said, *map(told_ratio, best(found)))
-    tells(said, told_ratio(published(found)[0], 2))
-    tells(said, ", ".join(f"{x:.2f}" for of in (found, before) for x in of["cells"]["dsl/mend/8"]["nll_by_seed"]))
-    tells(said, gain(*(of["cells"]["dsl/mend/8"]["nll_by_seed"] for of in (small, more))))
-    tells(again, by_texts(c for key, c in cells.items() if not key.startswith("ar/")))
-    tells(again, *(told_ratio(at, seeds=by_seed(more, at)) for at in best(more)), told_ratio(published(more)[0], 2),
-          ", ".join(value(duel["nll"]) for duel in more["duels"][:3]))
-    tells(again, along(cells, "dsl/mend", "mauve"), along(cells, "dsl/remdm", "mauve"),
-          *(along(cells, "dsl/mend", what, 3, (8, 16, 32, 64)) for what in ("js_2", "repetition")))
+    assert tells(said, *map(told_ratio, best(found)))
+    assert tells(said, told_ratio(published(found)[0], 2))
+    assert tells(said, ", ".join(f"{x:.2f}" for of in (found, before) for x in of["cells"]["dsl/mend/8"]["nll_by_seed"]))
+    assert tells(said, gain(*(of["cells"]["dsl/mend/8"]["nll_by_seed"] for of in (small, more))))
+    assert tells(again, by_texts(c for key, c in cells.items() if not key.startswith("ar/")))
+    assert tells(again, *(told_ratio(at, seeds=by_seed(more, at)) for at in best(more)), told_ratio(published(more)[0], 2),
+                 ", ".join(value(duel["nll"]) for duel in more["duels"][:3]))
+    assert tells(again, along(cells, "dsl/mend", "mauve"), along(cells, "dsl/remdm", "mauve"),
+                 *(along(cells, "dsl/mend", what, 3, (8, 16, 32, 64)) for what in ("js_2", "repetition")))
     mends = json.loads((ROOT / "results" / "claim_D128_correction.json").read_text())["over_seeds"]
     dsl, mdlm = (next(v for key, v in mends.items() if f"/{model}-" in key)["random"]["evidence"]["at_98"]["fixed"]
                  for model in ("dsl", "mdlm_more"))
     assert f"mends {dsl[0] / mdlm[0]:.1f} times" in said
-    tells(row_of(README, "Does it correct"), f"{dsl[0] / mdlm[0]:.1f}", *(value([100 * x for x in of], 1) for of in (dsl, mdlm)))
+    assert tells(row_of(README, "Does it correct"), f"{dsl[0] / mdlm[0]:.1f}", *(value([100 * x for x in of], 1) for of in (dsl, mdlm)))
 
 
 def of_six(ratios):
@@ -265,35 +276,35 @@ def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
     """Ratios of the three other seeds, in README too; and of all six, with their margins at T = 4 to 32, by Student's t."""
     runs, said = [claims(name)[0] for name in RUNS[:2]], under(RESULTS["again"])
     fresh, six, rules = best(runs[1]), [of_six(of) for of in zip(*map(best, runs))], [of_six(of) for of in zip(*map(published, runs))]
-    tells(said, *(told_ratio(at, seeds=by_seed(runs[1], at)) for at in fresh), *map(told_ratio, six))
-    tells(said, *(told_ratio(at, 2) for at in rules))
+    assert tells(said, *(told_ratio(at, seeds=by_seed(runs[1], at)) for at in fresh), *map(told_ratio, six))
+    assert tells(said, *(told_ratio(at, 2) for at in rules))
     each = [margins(runs, T, of_remdm) for of_remdm in (False, True) for T in (4, 8, 16, 32)]
-    tells(said, *each)
+    assert tells(said, *each)
     drafts = [np.mean([x for run in runs for x in run["cells"][key]["nll_by_seed"]]) for key in ("dsl/mend/4", "mdlm_more/random/4")]
-    tells(row_of(README, "The best sampler of each"), told_ratio(fresh[0]), told_ratio(six[0]), f"4, {drafts[0] - drafts[1]:.2f}")
-    tells(row_of(README, "Is it the Gaussian evidence"), told_ratio(fresh[1]), told_ratio(six[1]))
-    tells(row_of(README, "The same published sampler"), told_ratio(rules[0], 2))
-    tells(under(README, "The paper's claim"), *(f"{margin}, {T}" for margin, T in zip(each, (4, 8, 16, 32))))
+    assert tells(row_of(README, "The best sampler of each"), told_ratio(fresh[0]), told_ratio(six[0]), f"4, {drafts[0] - drafts[1]:.2f}")
+    assert tells(row_of(README, "Is it the Gaussian evidence"), told_ratio(fresh[1]), told_ratio(six[1]))
+    assert tells(row_of(README, "The same published sampler"), told_ratio(rules[0], 2))
+    assert tells(under(README, "The paper's claim"), *(f"{margin}, {T}" for margin, T in zip(each, (4, 8, 16, 32))))
 
 
 def test_what_128_dimensions_do_from_scratch_stands_in_the_jsons():
     """Margins of six pairs, ratios, `mend` seed by seed, and what evidence and the loss bring, from best sampler to best sampler."""
     runs, said = [claims(name)[0] for name in RUNS[5:]], under(RESULTS["scratch"], "With 128 dimensions")
     each = [margins(runs, T) for T in (4, 8, 16)]
-    tells(said, *each)
-    tells(under(RESULTS["README"], "The claim in short"), *each[1:])
-    tells(said, ", ".join(f"{x:.2f}" for run in reversed(runs) for x in run["cells"]["dsl/mend/8"]["nll_by_seed"]))
+    assert tells(said, *each)
+    assert tells(under(RESULTS["README"], "The claim in short"), *each[1:])
+    assert tells(said, ", ".join(f"{x:.2f}" for run in reversed(runs) for x in run["cells"]["dsl/mend/8"]["nll_by_seed"]))
     (mdlm, control), (rule, control_rule) = best(runs[1]), published(runs[1])
-    tells(said, spelt(runs[1], mdlm), told_ratio(control, seeds=by_seed(runs[1], control)))
-    tells(said, told_ratio(rule, ends=2), told_ratio(control_rule, 2))
+    assert tells(said, spelt(runs[1], mdlm), told_ratio(control, seeds=by_seed(runs[1], control)))
+    assert tells(said, told_ratio(rule, ends=2), told_ratio(control_rule, 2))
     lowest = np.array([[min(cell["nll"][0] for key, cell in runs[1]["cells"].items() if re.fullmatch(f"{model}/.*/{T}", key))
                         for T in (4, 8, 16)] for model in ("mdlm_more", "masked", "dsl")])
-    tells(said, ", ".join(f"{x:.2f}" for x in (lowest[:2] - lowest[1:]).ravel()))
+    assert tells(said, ", ".join(f"{x:.2f}" for x in (lowest[:2] - lowest[1:]).ravel()))
 
 
 def test_the_errors_by_texts_alone_are_as_said():
     cells = claims("claim")[0]["cells"]
-    tells(under(RESULTS["one_mdlm"], "Every cell"), by_texts(c for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64))
+    assert tells(under(RESULTS["one_mdlm"], "Every cell"), by_texts(c for key, c in cells.items() if int(key.rsplit("/", 1)[1]) <= 64))
 
 
 def test_speeds_stand_in_their_json():
