@@ -172,18 +172,18 @@ def ngram_js(texts, references, n, groups=10):
     return js(p, q), error
 
 
-def codes(texts, n):
+def ngram_codes(texts, n):
     """The n-grams of ids (..., L) -> (..., L - n + 1) int64, equal where they are. ValueError where no int64 tells all of them apart."""
     texts, base = np.asarray(texts, np.int64), int(2 ** (63 / n))
     if texts.max(initial=0) >= base:
         raise ValueError(f"{n}-grams of ids up to {texts.max()} do not fit 64 bits: take a smaller n")
-    L = texts.shape[-1] - n + 1
+    L = max(0, texts.shape[-1] - n + 1)
     return sum(texts[..., k : k + L] * base ** (n - 1 - k) for k in range(n))
 
 
 def ngram_shares(tokens, n):
     """The n-grams of a corpus (M,), for `ngram_mmd` -> their codes, ascending, and the share of each."""
-    code, count = np.unique(codes(tokens, n), return_counts=True)
+    code, count = np.unique(ngram_codes(tokens, n), return_counts=True)
     return code, count / count.sum()
 
 
@@ -196,7 +196,7 @@ def ngram_mmd(texts, references, corpus, n, floor=2**-16):
     n-grams; this is 0 in the mean for any number of texts of one source, so it may be negative. ValueError for fewer than two texts, texts
     too short for an n-gram, or ids too large for it.
     """
-    sides = [codes(np.stack([np.asarray(text) for text in side]), n) for side in (texts, references)]
+    sides = [ngram_codes(np.stack([np.asarray(text) for text in side]), n) for side in (texts, references)]
     if min(map(len, sides)) < 2 or not sides[0].size:
         raise ValueError(f"an unbiased distance of {n}-grams needs two texts on either side, and {n} tokens in each")
     gram, number = np.unique(np.concatenate([side.ravel() for side in sides]), return_inverse=True)

@@ -38,7 +38,8 @@ class Config:
     device: str = arg("", "cpu, cuda or mps; empty: cuda where there is one, else cpu")
     dtype: str = arg("auto", "precision of the matrix products; auto: bfloat16 where the processor is fast at it",
                      choices=("auto", "float32", "bfloat16"))
-    compile: str = arg("auto", "torch.compile the loss; auto: in long runs on CUDA, and in float32 on a CPU", choices=("auto", "on", "off"))
+    compile: str = arg("auto", "torch.compile the loss; auto: from 200 steps on CUDA, from 2,000 in float32 on a CPU",
+                     choices=("auto", "on", "off"))
     # the network
     length: int = arg(128, "L, tokens in a sequence")
     frame_eos: bool = arg(False, "a sequence is L - 2 tokens of text between two EOS, as in MDLM; else a plain window")

@@ -226,7 +226,7 @@ def test_ngram_js_likes_cold_texts_and_ngram_mmd_does_not():
 def test_ngram_mmd_refuses_what_it_cannot_compare():
     corpus = ngram_shares(np.arange(9), 2)
     for texts, n, match in (([[1, 2]], 2, "needs two texts"), ([[1, 2], [3, 4]], 3, "3 tokens in each"),
-                            ([[1, 2], [3, 60_000]], 4, "64 bits")):
+                            ([[1, 2, 3], [4, 5, 6]], 5, "5 tokens in each"), ([[1, 2], [3, 60_000]], 4, "64 bits")):
         with pytest.raises(ValueError, match=match):
             ngram_mmd(texts, texts, corpus, n)
 
