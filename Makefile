@@ -54,7 +54,7 @@ out/judge/ckpt.pt: .venv/tested data/pydocs/meta.json FORCE
 	$(BIN)python train.py --preset demo --objective ar --seed 1 --out_dir out/judge $(if $(wildcard $@),--resume)
 
 out/mdlm/ckpt.pt: .venv/tested data/pydocs/meta.json FORCE
-	$(BIN)python train.py --preset demo --objective mdlm --out_dir out/mdlm $(if $(wildcard $@),--resume)
+	$(BIN)python train.py --preset demo --objective mdlm --lr 1e-3 --out_dir out/mdlm $(if $(wildcard $@),--resume)
 
 SWEEP = --steps 32 --num_samples 500 --batch_size 100 --top_p 1 --show 0
 out/eval/posterior-%.jsonl: out/demo/ckpt.pt FORCE

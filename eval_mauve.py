@@ -5,9 +5,9 @@
     python eval_mauve.py samples.jsonl --data pydocs --judge none                        # no judge: entropy and n-gram distances
     python eval_mauve.py a.jsonl b.jsonl --data pydocs --judge out/judge/ckpt.pt --frontier frontier.png --out frontier.json
 
-The data itself is always a row of the table. References are the first N blocks of the validation split, without replacement; the data's
-own MAUVE and n-gram distances are those of the next N blocks. The files of one curve of the frontier differ in temperature and nucleus
-(files that are not sampler.py's: are in one folder); those that differ in seed alone are one point.
+The data itself is always a row of the table. References are N blocks of the validation split, at equal distances over all of it; the
+data's own MAUVE and n-gram distances are those of N other blocks, between them. The files of one curve of the frontier differ in
+temperature and nucleus (files that are not sampler.py's: are in one folder); those that differ in seed alone are one point.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 import numpy as np
 import torch
 
-from data import encode, load_meta, load_tokens, tokenizer, val_windows
+from data import encode, load_meta, load_tokens, spread_windows, tokenizer
 from dsl_loss import mean_and_stderr
 from judge import judged, load_judge
 from metrics import distinct, entropy, mauve, ngram_js, repetition
@@ -107,11 +107,10 @@ def framed(cfg, rows, eos):
 
 
 def blocks(cfg, count, length, frame):
-    """The first `count` validation blocks, or all, as rows like those of a samples file. Blocks in a row are of few documents, so what the
-    real text's errors say of N of them is too little where the split is small (data.spread_windows has an example)."""
+    """`count` validation blocks (fewer if there are fewer), spread over the split, as rows like those of a samples file."""
     meta = load_meta(cfg.data, cfg.data_dir)
     tok = tokenizer(meta["tokenizer"])
-    windows = val_windows(load_tokens(cfg.data, "val", cfg.data_dir), length, count, meta["eos"] if frame else None)
+    windows = spread_windows(load_tokens(cfg.data, "val", cfg.data_dir), length, count, meta["eos"] if frame else None)
     return [{"text": tok.decode(ids), "ids": ids, "settings": "", "nfe": None} for ids in windows.tolist()]
 
 
@@ -244,7 +243,7 @@ def frontier(results, real, cfg):
 
 
 def gather(cfg, tok, eos):
-    """The files' first N rows, the N reference blocks and the N blocks after them (None when the data has too few), all as rows."""
+    """The files' first N rows, N reference blocks and the N blocks between those (None when the data has too few), all as rows."""
     files = {path: read_samples(path, tok) for path in cfg.samples}
     fewest = min(files, key=lambda path: len(files[path]))
     N = cfg.num_samples or len(files[fewest])
@@ -261,11 +260,12 @@ def gather(cfg, tok, eos):
     if len(real) < N:
         lower = f"--num_samples {len(real)}" if len(real) > 1 else "a smaller --length"
         raise Problem(f"{cfg.data}'s validation split has {len(real)} blocks of {length} tokens, not {N}: use {lower}")
-    print(f"{N:,} texts of each file against the first {N:,} blocks of {length} {tok.name} tokens"
-          f"{', framed by EOS,' if frame else ''} of {cfg.data}'s validation split", flush=True)
-    if len(real) < 2 * N:
-        print(f"note: it has {len(real)} blocks, fewer than {2 * N}: the data's own MAUVE and distances are left out")
-    return files, real[:N], real[N:] if len(real) == 2 * N else None
+    print(f"{N:,} texts of each file against {N:,} blocks of {length} {tok.name} tokens{', framed by EOS,' if frame else ''} spread over "
+          f"{cfg.data}'s validation split", flush=True)
+    if len(real) == 2 * N:
+        return files, real[::2], real[1::2]
+    print(f"note: it has {len(real)} blocks, fewer than {2 * N}: the data's own MAUVE and distances are left out")
+    return files, blocks(cfg, N, length, frame), None
 
 
 def warn(path, numbers):

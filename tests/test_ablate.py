@@ -28,7 +28,7 @@ def test_every_variant_is_a_training_or_another_sampling():
     assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
     of = {"lr_twice": 0.016, "beta_fixed": 8e-3, "long": 8e-3, "long_masks": 4e-3, "each_D128_slow": 4e-3, "each_D128_fast": 0.016}
     of |= {"mdlm_long": 2e-3, "mdlm_long_fast": 1e-3, "mdlm_lr_half": 1e-3}
-    of |= {"mdlm_each_slow": 1e-3, "mdlm_each_fast": 1e-3, "masks_each_slow": 1e-3, "masks_each_fast": 4e-3}
+    of |= {"mdlm_each_slow": 1e-3, "mdlm_each_fast": 1e-3, "masks_each": 4e-3, "masks_each_slow": 1e-3, "masks_each_fast": 4e-3}
     of |= {"wide_mdlm": 1e-3, "wide_mdlm_slow": 5e-4, "wide": 8e-3, "wide_slow": 4e-3, "wide_masks": 4e-3, "wide_masks_slow": 1e-3}
     assert {name: asked[name].lr for name in of} == of and asked["scratch_masks"].endpoint == asked["long_masks"].endpoint == 1
     rates = {"slow": 2e-3, "slower": 1e-3}

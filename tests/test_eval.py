@@ -14,7 +14,7 @@ import torch
 import eval_mauve
 import judge as judges
 from config import Problem
-from data import load_meta, load_tokens, tokenizer, val_windows
+from data import load_meta, load_tokens, spread_windows, tokenizer, val_windows
 from eval_mauve import likelihood, matched, parse_args, pooled, sampler_of
 from judge import counted, judge_chunk, judged, load_judge
 from model import DSL, ModelConfig, load_checkpoint, save_checkpoint
@@ -278,8 +278,21 @@ def test_bad_flags_are_usage_errors(bad, capsys):
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("N", [50, 200])
+def test_references_are_spread_and_the_datas_own_row_is_of_others(cfg, tmp_path, N):
+    tokens = load_tokens("toy", "val", cfg.data_dir)
+    samples = sample_file(tmp_path / "s.jsonl", texts([16] * N))
+    _, references, others = eval_mauve.gather(flags(cfg, samples, "--judge", "none"), tokenizer("bytes"), 256)
+    place = {tuple(window): i for i, window in enumerate(val_windows(tokens, 16, 250).tolist())}
+    assert len(place) == 250  # no two are alike
+    at = [place[tuple(row["ids"])] for row in references]
+    assert len(at) == N and max(b - a for a, b in zip([-1, *at], [*at, 250])) <= -(-250 // N) + 1 and at == sorted(set(at))
+    between = others and [place[tuple(row["ids"])] for row in others]
+    assert between is None if N == 200 else all(a < b < c for a, b, c in zip(at, between, [*at[1:], 250]))
+
+
 def test_without_a_judge_there_are_distances_still(cfg, tmp_path):
-    windows = torch.from_numpy(val_windows(load_tokens("toy", "val", cfg.data_dir), 16, 50))
+    windows = torch.from_numpy(spread_windows(load_tokens("toy", "val", cfg.data_dir), 16, 100)[::2])
     eval_mauve.main(flags(cfg, sample_file(tmp_path / "s.jsonl", windows), "--judge", "none", "--out", f"{tmp_path}/r.json"))
     numbers = json.loads((tmp_path / "r.json").read_text())["samples"][f"{tmp_path}/s.jsonl"]
     assert numbers["js_1"][0] == numbers["js_4"][0] == 0 and "mauve" not in numbers  # the references themselves
