@@ -27,6 +27,7 @@ data/pydocs/meta.json: .venv/installed
 
 .venv/installed: requirements.txt
 	@echo "== 1/4 installing the pinned requirements into .venv"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make demo PYTHON=python3.12, say')"
 	$(PYTHON) -m venv .venv
 	$(BIN)python -m pip install --quiet --progress-bar off --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -273,12 +273,6 @@ def mending(cfg, folders):
     return {name: {"fixed_at_98": found[ckpt]["at_98"]["fixed"], "auc": found[ckpt]["auc"]} for name, ckpt in ckpts.items()}
 
 
-def over_seeds(values):
-    """[mean, error] of values with an error each, one for each training seed: theirs if there is one, else by the seeds' spread."""
-    means = [value for value, _ in values]
-    return list(values[0]) if len(values) == 1 else [float(np.mean(means)), float(np.std(means, ddof=1) / len(means) ** 0.5)]
-
-
 def ratios(cfg, mine, theirs):
     """How many times more steps another model needs for the NLLs `mine` {"path/T": [NLL, error]}, by the same path or by its best one at
     each T -> {path: {"same": ratios over cfg.calls, "best": ...}}, as in claim.py; nan if it never gets there, or mine is unknown."""
@@ -333,7 +327,7 @@ def main(cfg):
         nll = {what: [at_entropy(c["nll"], c["entropy"], target), errors[of, what]] for (of, what), c in found.items() if of == name}
         each = {folder: {**trained[folder], **mended[folder], "roar": trained[folder]["validation"]["roar"]}
                 for folder in folders.get(name, [])}
-        scores = {what: over_seeds([row[what] for row in each.values()]) for what in SCORES} if each else {}
+        scores = {what: analyze.over_seeds([row[what] for row in each.values()]) for what in SCORES} if each else {}
         mine = {what: c for (of, what), c in found.items() if of == name}
         rows[name] = {**variant._asdict(), **scores, "nll": nll, "trained": each,
                       "place": {what: place(c["entropy"], target) for what, c in mine.items()},

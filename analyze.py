@@ -16,7 +16,7 @@ import re
 import time
 from dataclasses import asdict, dataclass
 
-from config import Problem, arg, parse, run
+from config import Problem, arg, parse, run, writable
 
 NEEDS = {"correction": ("dsl", "mdlm"), "calibration": ("dsl", "mdlm"), "bounds": ("dsl", "mdlm", "ar"), "invariance": ("dsl",)}
 
@@ -41,8 +41,6 @@ class Config:
     device: str = arg("", "cpu, cuda or mps; empty: cuda where there is one, else cpu")
 
     def __post_init__(self):
-        if any(value != value for value in vars(self).values()):
-            raise ValueError("nan is no setting")
         if min(self.batch_size, self.refine) < 1 or self.num_windows < 20 or self.sweep < 2 or self.steps < 4:
             raise ValueError("--batch_size and --refine must be at least 1, --sweep 2, --steps 4, --num_windows 20")
         if not 0 < self.corrupt < 1 or not 0 < self.evidence_snr < float("inf"):
@@ -59,24 +57,26 @@ CFG = parse_args() if __name__ == "__main__" else None  # before torch is import
 
 import torch
 
-from data import load_meta, load_tokens, sha256, spread_windows
-from dsl_loss import mean_and_stderr
+from data import load_meta, load_tokens, require_text, sha256, spread_windows
 from model import load_checkpoint
 from probes import PROBES, TOPS, Run
 from report import cell, pyplot, save_figure, save_json, table
-from runtime import local_device
+from runtime import pick_device
+from scores import mean_and_stderr
 
 
 def load(cfg):
     """Every checkpoint as a Run, the validation windows (N, L), the dataset's meta, and lists of the names of those whose trainings differ
     in their seed alone. Raises Problem when they do not fit together."""
-    device, loaded, alike, twins = local_device(cfg.device), [], {}, collections.Counter()
+    device, loaded, alike, twins = pick_device(cfg.device), [], {}, collections.Counter()
     for path in cfg.ckpt:
         model, ckpt = load_checkpoint(path, device)
         training = {"objective": "", "dataset": "", "frame_eos": False} | ckpt["config"]
         if training["objective"] not in NEEDS[cfg.what]:
             raise Problem(f"{cfg.what} makes sense for {' and '.join(NEEDS[cfg.what])} models and {path} was trained by "
                           f"{training['objective']}: leave it out")
+        if not cfg.data:
+            require_text(ckpt, path, training["dataset"], cfg.data_dir)  # else this may ask about what it was trained on
         must_agree = {"tokenizer": ckpt["tokenizer"], "vocabulary": model.config.vocab_size, "length": model.config.length,
                       "frame_eos": training["frame_eos"], "dataset": cfg.data or training["dataset"]}
         about = {"ckpt": path, "objective": training["objective"], "sha256": sha256(path),
@@ -273,6 +273,8 @@ def main(cfg):
     who = ", ".join(f"{r.name} (step {r.about['step']:,})" for r in runs)
     N, L = windows.shape
     device, path = str(runs[0].model.E.device), cfg.out.removesuffix(".json")
+    if cfg.out:
+        writable(f"{path}.json")  # what cannot be should be known before the work
     print(f"{cfg.what} of {who}: {N} validation windows of {L} tokens ({meta['tokenizer']}) of {meta['name']}, on {device}", flush=True)
     start, results = time.time(), {r.name: PROBES[cfg.what](cfg, r, windows, meta) for r in runs}
     firsts = {first: results[first] for first, *_ in trainings}

@@ -42,10 +42,10 @@ import model as network
 import prepare_owt
 from data import tokenizer
 from dsl_loss import SNRMix, add_noise, critical_snr, draw_corruption, dsl_loss, feature_ce, keyed_draws, mdlm_loss, stratified, to_device
-from model import DSL, ModelConfig, autocast
+from model import DSL, ModelConfig
 from paths import PATHS
 from report import save_json, table
-from runtime import SHAPES, flops_per_token, join_ranks, memory_in_use
+from runtime import SHAPES, autocast, flops_per_token, join_ranks, memory_in_use
 from sampler_config import parse_args as sampling_args
 from state import State
 from stopwatch import Step, ceiling, profile, timed

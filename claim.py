@@ -72,8 +72,9 @@ def bootstrap(cells, target, seeds=True, paired=False):
 
 
 def calls_to_reach(curve, value):
-    """The fewest network calls at which a curve [(calls, NLL), ...] is at `value` or below, between its points linear in log calls; inf
-    where it never is, nan where there is nothing to compare. Below its first point, the first point's calls: nothing is known of fewer."""
+    """The fewest network calls at which a curve [(calls, NLL), ...] is at `value` or below, between its points linear in log calls, where a
+    point that is worse than one before it counts as that one; inf where it never is, nan where there is nothing to compare. Below its
+    first point, the first point's calls: nothing is known of fewer."""
     if not curve or math.isnan(value):
         return math.nan
     curve = sorted(curve)
@@ -137,13 +138,13 @@ def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
     whole = draws[~np.isnan(draws[:, seen]).any(1)][:, seen]
 
     def summary(value, draws, cap, floor):
-        draws = draws[~np.isnan(draws)]
-        if len(draws) <= REPLICATES / 2:
-            return {"ratio": np.minimum(value, cap), "bound": "", "interval": [math.nan] * 2, "censored": math.nan, "floored": math.nan}
-        low, high = np.percentile(np.minimum(draws, cap), [2.5, 97.5])
-        bound = ">" if math.isinf(value) else "<" if value < 1.01 * floor else ""
-        return {"ratio": np.minimum(value, cap), "bound": bound, "interval": [low, high], "censored": float(np.isinf(draws).mean()),
-                "floored": float((draws < 1.01 * floor).mean())}
+        draws, bound = draws[~np.isnan(draws)], ">" if math.isinf(value) else "<" if value < 1.01 * floor else ""
+        interval = censored = floored = math.nan
+        if known := len(draws) > REPLICATES / 2:
+            interval = np.percentile(np.minimum(draws, cap), [2.5, 97.5])
+            censored, floored = float(np.isinf(draws).mean()), float((draws < 1.01 * floor).mean())
+        return {"ratio": np.minimum(value, cap), "bound": bound, "interval": [*interval] if known else [math.nan] * 2,
+                "censored": censored, "floored": floored}
 
     each = {T: summary(value[i], draws[:, i], cap[i], floor[i]) for i, T in enumerate(at)}
     for T in at if seeds else ():

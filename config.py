@@ -59,6 +59,8 @@ def parse(cls, argv=None, presets=None, description=None):
     if presets:
         given = presets[given.get("preset", standard)] | given
     try:
+        if any(value != value for value in given.values()):
+            raise ValueError("nan is no setting")
         return cls(**given)
     except (TypeError, ValueError) as error:
         usage_error(str(error))
@@ -81,6 +83,15 @@ def provenance():
     return {"command": shlex.join(["python", str(script), *sys.argv[1:]]), "commit": commit + "+" * bool(changes) if commit else None}
 
 
+def writable(path):
+    """The Path of a file to write, its folder made. Raises Problem for what is no plain file: better before the work than after it."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise Problem(f"{path} is no plain file: name another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 @contextlib.contextmanager
 def whole_file(path):
     """Open a file for writing bytes that takes the name `path` only when all of it is written and flushed.
@@ -88,10 +99,7 @@ def whole_file(path):
     Whatever happens meanwhile, a kill or a full disk, `path` is afterwards the old file or the new one, never half of one. One process
     at a time may write a path.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise Problem(f"{path} is no plain file: name another")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = writable(path)
     temporary = path.with_name(f".{path.name}.partial")  # one name, so that a killed run leaves one file, not many
     try:
         with open(temporary, "wb") as f:
@@ -115,8 +123,16 @@ def optional(module):
         raise Problem(f"this needs a package that is not installed: pip install {module.split('.')[0]}") from None
 
 
+def out_of_memory(error):
+    """Whether a RuntimeError of torch says so: a GPU's has a class of its own, a CPU's allocator's has none."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def run(main):
-    """Call `main()`; a Problem or an operating-system error (disk full, no permission) becomes one line and exit status 1."""
+    """Call `main()`; a Problem, a want of memory or an operating-system error (disk full, no permission) becomes one line and exit
+    status 1."""
+    with contextlib.suppress(AttributeError):  # without a terminal
+        sys.stdout.reconfigure(errors="replace")  # texts may hold what it cannot show
     try:
         provenance()  # of the code as it is now, not when the first number is there
         return main()
@@ -124,6 +140,10 @@ def run(main):
         sys.exit(130)
     except Problem as problem:
         message = str(problem)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
+            raise
+        message = "out of memory: lower --micro_batch in training, else --batch_size, which change no result, or --length"
     except OSError as error:
         message = f"{error.strerror}: {error.filename or 'while writing'}" if error.strerror else str(error)
     rank = os.environ.get("RANK", "0")

@@ -57,17 +57,26 @@ def sha256(path):
 def load_meta(name, folder=DATA):
     """The dict of `folder/name/meta.json`; a Problem tells what to run when it is not there."""
     try:
-        return json.loads((Path(folder) / name / "meta.json").read_text())
+        meta = json.loads((Path(folder) / name / "meta.json").read_text())
+        if isinstance(meta, dict):
+            return meta
+        raise ValueError
     except FileNotFoundError:
         raise Problem(f"no dataset {name!r} in {folder}/: build it with `python prepare_owt.py` (--help shows how)") from None
     except ValueError:
         raise Problem(f"{folder}/{name}/meta.json is damaged: delete the folder and prepare the dataset again") from None
 
 
+def require_text(ckpt, path, name, folder=DATA):
+    """Raise Problem where the checkpoint `ckpt`, read from `path`, was trained on another text than the dataset `name` holds now."""
+    if ckpt.get("data") not in (None, load_meta(name, folder)["train"].get("sha256")):
+        raise Problem(f"{path} was trained on another text than {name} holds now: prepare that again, or train on what it holds")
+
+
 def load_tokens(name, split, folder=DATA):
     """The ids of a split as a read-only uint16 memmap; its length is checked against meta.json."""
     path, meta = Path(folder) / name / f"{split}.bin", load_meta(name, folder)
-    if not isinstance(meta, dict) or "tokens" not in meta.get(split, {}):
+    if "tokens" not in meta.get(split, {}):
         raise Problem(f"{folder}/{name}/meta.json says nothing of a {split} split: delete the folder and prepare the dataset again")
     expected = meta[split]["tokens"]
     if not path.is_file() or path.stat().st_size != 2 * expected:

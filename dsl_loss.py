@@ -79,8 +79,8 @@ class SNRMix(NamedTuple):
 def is_endpoint(sample, endpoint):
     """Whether a sample is an endpoint sequence: a share `endpoint` of any run of samples, to within one.
 
-    Shares near 0.382 and 0.618 are best avoided: they are steps of the golden ratio, so that the endpoint sequences' `stratified` numbers
-    cover [0, 1) slowly.
+    Shares near 0.146, 0.236, 0.382, 0.618, 0.764 and 0.854 are best avoided: they are a few steps of the golden ratio, so that the endpoint
+    sequences' `stratified` numbers cover [0, 1) slowly.
     """
     return math.ceil((sample + 1) * endpoint) > math.ceil(sample * endpoint)
 
@@ -168,15 +168,14 @@ def mdlm_loss(model, x0, t, u):
     return loss, loss.detach()
 
 
-def ar_hidden(model, x0):
-    """Features (B, L, C) that predict every token from those before it; the mask stands where the first token has no predecessor."""
-    start = torch.full_like(x0[:, :1], model.mask_id)
-    return model.hidden(model.embed_ids(torch.cat([start, x0[:, :-1]], 1)))
+def shifted(x, mask_id):
+    """What an autoregressive model is shown at each position of x (B, L): the token before it; the mask where there is none."""
+    return torch.cat([torch.full_like(x[:, :1], mask_id), x[:, :-1]], 1)
 
 
 def ar_ce(model, x0):
     """Cross-entropy (B, L) of every token given those before it."""
-    return feature_ce(model, ar_hidden(model, x0), x0)
+    return feature_ce(model, model.hidden(model.embed_ids(shifted(x0, model.mask_id))), x0)
 
 
 def ar_loss(model, x0):
@@ -231,23 +230,3 @@ def diffusion_bound(model, x0, grid, generators):
         e_hat = in_chunks(mean_embedding, len(model.E), h.flatten(0, 1)).view_as(e)
         total += (high - low) / 2 * (e - e_hat).square().sum((1, 2))
     return total + feature_ce(model, features_at(torch.full_like(total, float(grid[-1]))), x0).sum(1)
-
-
-SNR_BINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)  # edges in units of t_c, for reading where a model learns
-
-
-def ce_by_snr(ce, snr, t_c):
-    """Sort per-token losses by SNR: ce, snr (B, L) -> {"masked", "clean", "0-0.25", ...: (mean, standard error)}, SNRs in units of t_c.
-
-    The errors take tokens for independent, so they are somewhat too small.
-    """
-    bins = {"masked": snr == 0, "clean": snr.isinf()}
-    for low, high in zip(SNR_BINS, SNR_BINS[1:]):
-        bins[f"{low:g}-{high:g}"] = (snr > low * t_c) & (snr <= high * t_c) & snr.isfinite()
-    return {name: mean_and_stderr(ce[where]) for name, where in bins.items() if where.sum() > 1}
-
-
-def mean_and_stderr(values):
-    """Mean and standard error of independent values (N,) -> two floats. For stratified values the error is an overestimate."""
-    values = values.double()
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()

@@ -10,14 +10,13 @@ data's own MAUVE and n-gram distances are those of N other blocks, between them.
 temperature and nucleus (files that are not sampler.py's: are in one folder); those that differ in seed alone are one point.
 """
 
-import contextlib
 import json
 import math
 import os
 import shlex
 from dataclasses import asdict, dataclass
 
-from config import Problem, arg, parse, run
+from config import Problem, arg, parse, run, writable
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class Config:
             raise ValueError("--seeds and --batch_size must be at least 1")
         if len(set(self.samples)) < len(self.samples):
             raise ValueError("a file of samples is named twice")
+        if {os.path.abspath(file) for file in (self.out, self.frontier) if file} & set(map(os.path.abspath, (*self.samples, self.judge))):
+            raise ValueError("--out or --frontier would write over a file that is read: name another")
         if self.frontier and (self.judge == "none" or not self.frontier.endswith((".png", ".pdf", ".svg"))):
             raise ValueError("--frontier needs a judge, and a name that ends in .png, .pdf or .svg")
 
@@ -63,11 +64,11 @@ import numpy as np
 import torch
 
 from data import encode, load_meta, load_tokens, spread_windows, tokenizer
-from dsl_loss import mean_and_stderr
 from judge import judged, load_judge
 from metrics import distinct, entropy, mauve, ngram_js, repetition
-from model import pick_device
 from report import cell, pyplot, save_figure, save_json, table
+from runtime import pick_device
+from scores import mean_and_stderr
 
 # ---- what is compared --------------------------------------------------------------------------------------------------------
 
@@ -77,8 +78,8 @@ def read_samples(path, tok):
     ids of another tokenizer than the data's."""
     rows = []
     try:
-        with open(path, encoding="utf-8") as f:
-            for line in f:
+        with open(path, encoding="utf-8-sig") as f:
+            for line in filter(str.strip, f):
                 row = json.loads(line)
                 ids, nfe, settings = row.get("ids"), row.get("nfe"), row.get("settings", "")
                 good = isinstance(row.get("text"), str) and isinstance(settings, str) and isinstance(nfe, (int, float, type(None)))
@@ -89,7 +90,8 @@ def read_samples(path, tok):
     except (FileNotFoundError, IsADirectoryError):
         raise Problem(f"no samples at {path}: write them with `python sampler.py --num_samples 1000 --out {path}`") from None
     except (ValueError, TypeError, AttributeError):
-        raise Problem(f"{path}, line {len(rows) + 1}: not a sample; each line must be a json object with a field text") from None
+        cut = ": it is cut off, run the command that writes it again" * (not line.endswith("\n"))
+        raise Problem(f"{path}, line {len(rows) + 1}: not a sample{cut}; each must be a json object with a field text") from None
     for number, row in enumerate(rows):
         if max(row["ids"], default=0) >= tok.n_vocab or number < 10 and tok.decode(row["ids"]) != row["text"]:
             raise Problem(f"the ids of {path} are not {tok.name} tokens, as the data's are: name the --data that the model was trained on")
@@ -148,15 +150,6 @@ def distances(rows, references):
     return numbers
 
 
-@contextlib.contextmanager
-def sentences():
-    """A ValueError of metrics.py is a sentence already."""
-    try:
-        yield
-    except ValueError as error:
-        raise Problem(str(error)) from None
-
-
 def compare(rows, said, references=None, of_references=None, seeds=5):
     """All numbers of a set of texts -> dict; [value, error] where there is an error. With `references`, also those against them.
 
@@ -169,12 +162,13 @@ def compare(rows, said, references=None, of_references=None, seeds=5):
         features, nll, tokens, numbers["cut_texts"] = said
         numbers["nll"] = likelihood(nll, tokens)
         numbers["gen_ppl"] = [math.exp(numbers["nll"][0]), math.exp(numbers["nll"][0]) * numbers["nll"][1]]
-        if references:
-            with sentences():
-                values = mauve(features, of_references[0], range(seeds))
+    try:
+        if said and references:
+            values = mauve(features, of_references[0], range(seeds))
             numbers["mauve"] = [values.mean().item(), values.std().item() if len(values) > 1 else None]
-    with sentences():
         return numbers | distances(rows, references)
+    except ValueError as error:  # of metrics.py: a sentence already
+        raise Problem(str(error)) from None
 
 
 # ---- the frontier ------------------------------------------------------------------------------------------------------------
@@ -281,8 +275,10 @@ COLUMNS = ("nfe", "mauve", "gen_ppl", "entropy", "js_1", "js_2", "js_3", "js_4",
 
 def main(cfg):
     device, meta = pick_device(cfg.device), load_meta(cfg.data, cfg.data_dir)
+    for file in filter(None, (cfg.out, cfg.frontier)):  # what will fail should be known before an hour of judging
+        writable(file)
     if cfg.frontier:
-        pyplot()  # its absence should be known before an hour of judging
+        pyplot()
     tok = tokenizer(meta["tokenizer"])
     files, real, more = gather(cfg, tok, meta["eos"])
     judge = load_judge(cfg.judge, device) if cfg.judge != "none" else None

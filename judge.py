@@ -56,7 +56,7 @@ def load_judge(name, device):
                           "trained with `train.py --objective ar`")
 
         L, width = model.config.length, model.config.d_model // model.config.n_head
-        model.cos, model.sin = (x.to(device) for x in rotary_table(L + 1, width))  # the mask stands before the first token, see ar_hidden
+        model.cos, model.sin = (x.to(device) for x in rotary_table(L + 1, width))  # one more: the mask before the first token
 
         def hidden(x):
             return model.hidden(model.embed_ids(torch.cat([x.new_full((len(x), 1), model.mask_id), x], 1)))

@@ -142,7 +142,8 @@ def read_mdlm(source):
     if path.is_dir():  # a clone of the hub's repository
         path /= "model.safetensors"
     if not path.exists() and path.suffix in (".ckpt", ".safetensors", ".pt"):
-        raise Problem(f"{path}: there is no such file")
+        ours = path.with_name("ckpt.pt")
+        raise Problem(f"{path}: there is no such file" + f", did you mean {ours}?" * (ours.is_file() and path != ours))
     if not path.exists():
         hub = optional("huggingface_hub")
         try:

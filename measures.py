@@ -118,13 +118,16 @@ def qualities(points, target):
 
 
 def look(c, shape, real, of_real, corpus):
-    """A cell's texts, of the `shape` (seeds, temperatures, n) -> {"all": `numbers` at each temperature, "by_seed": the same of each}."""
+    """A cell's texts, of the `shape` (seeds, temperatures, n) -> {"all": `numbers` at each temperature, "by_seed": the same of each}. Of
+    "all" distances are means over seeds: the texts of several models pooled are nearer to real text than those of any of them."""
     index = np.arange(len(c["texts"])).reshape(shape)
 
     def ask(which):
         return numbers([c["texts"][i] for i in which], c["nll"][which], c["features"][which], real, of_real, corpus)
 
-    return {"all": [ask(which.ravel()) for which in index.swapaxes(0, 1)], "by_seed": [[ask(which) for which in seed] for seed in index]}
+    by_seed = [[ask(which) for which in seed] for seed in index]
+    means = [{what: float(np.mean([p[what] for p in points])) for what in LOWEST} for points in zip(*by_seed)]
+    return {"all": [ask(which.ravel()) | mean for which, mean in zip(index.swapaxes(0, 1), means)], "by_seed": by_seed}
 
 
 def ratio(mine, theirs):
@@ -249,6 +252,7 @@ def main(cfg):
     sample_all(asked, [task for tasks in plan.values() for task in tasks], "sampling")
     corpus = ngram_shares(load_tokens(cfg.data, "train", cfg.data_dir)[: 2**24], 4)
     of_all, of_seed = (of_real_text(real, of_real, texts, corpus) for texts in (n, cfg.texts))
+    of_all |= {what: of_seed[what] for what in LOWEST if what in of_seed}
     seen, found = {}, {}
     for key, tasks in tqdm(plan.items(), "comparing with real text", leave=False):
         c = measure(asked, sum(tasks, []), judge)

@@ -8,7 +8,7 @@ Legend, the same in every file (B batch, L length, V vocabulary, C d_model, D d_
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -197,48 +197,6 @@ class DSL(nn.Module):
         return self.head(self.hidden(h))
 
 
-def with_new_sphere(model, d_embed, beta):
-    """A copy of `model` whose E (V, d_embed) and beta start anew: MDLM's and an autoregressive model's have never been trained."""
-    fresh = DSL(replace(model.config, d_embed=d_embed, beta=beta))
-    kept = {name: weights for name, weights in model.state_dict().items() if name not in ("view.raw_E", "view.beta")}
-    fresh.load_state_dict(kept, strict=False)
-    return fresh
-
-
-def pick_device(name=""):
-    """The torch.device called `name`; by default CUDA where there is one, else the CPU. Raises Problem for one that this machine lacks.
-
-    mps must be asked for: it has no float64, which sampling draws in.
-    """
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name or best).device
-    except (RuntimeError, AssertionError):
-        raise Problem(f"device {name!r} is not available here: use --device cpu, or leave the flag out") from None
-
-
-def precision(device, dtype="auto"):
-    """What a --dtype means on this machine, bfloat16 or float32; `auto` is bfloat16 where that is fast."""
-    if dtype == "auto":
-        return "bfloat16" if bfloat16_is_fast(device) else "float32"
-    return dtype
-
-
-def autocast(device, dtype="auto"):
-    """Matrix products in the `precision` that dtype means."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, dtype) == "bfloat16")
-
-
-def bfloat16_is_fast(device):
-    """True on GPUs (NVIDIA's from Ampere on), on CPUs with AMX, and on AMD's with AVX512-BF16: on Intel's without AMX it has half the speed
-    of float32 [measured]."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not know the maker
-    amd = found.get("avx512_bf16", False) and "Intel" not in found["cpu_name"]
-    return device.type != "cpu" or torch.cpu._is_amx_tile_supported() or amd
-
-
 def save_checkpoint(path, model, **state):
     """Write the model's weights and `state` (plain types and tensors) to `path`, atomically. `model` is the raw module, never a wrapper."""
     with whole_file(path) as f:
@@ -248,8 +206,8 @@ def save_checkpoint(path, model, **state):
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def load_checkpoint(path, device="cpu", ema=True):
-    """Read a checkpoint of `save_checkpoint` -> (model in eval mode, the whole dict). `ema` picks the averaged weights, if it has them.
+def load_checkpoint(path, device="cpu"):
+    """Read a checkpoint of `save_checkpoint` -> (model in eval mode, with the averaged weights if it has them; the whole dict).
 
     Raises Problem when the file is missing, truncated, not ours, or when its weights do not fit its own configuration.
     """
@@ -263,7 +221,9 @@ def load_checkpoint(path, device="cpu", ema=True):
         raise Problem(f"{path} is not a checkpoint of train.py: it lacks the model and its configuration")
     try:
         model = DSL(ModelConfig(**ckpt["model_config"]))
-        model.load_state_dict(ckpt["ema"] if ema and "ema" in ckpt else ckpt["model"])
+        model.load_state_dict(ckpt.get("ema", ckpt["model"]))
     except (TypeError, RuntimeError) as error:
         raise Problem(f"{path} holds weights that do not fit its configuration: {str(error).splitlines()[-1].strip()}") from None
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise Problem(f"{path} holds weights that are not finite: its training went wrong, use an earlier checkpoint")
     return model.to(device).eval(), ckpt

@@ -98,8 +98,8 @@ def by_doubt(state, r, confidence, spread):
 
 
 def doubtful(state, j, T, confidence, floor=0.0):
-    """Forget as many tokens as ReMDM-cap would (eta is R / T by default), chosen `by_doubt`; where they are fewer, the text runs ahead of
-    its schedule: far ahead in a spread order with much remasking, where it is whole from halfway on."""
+    """Forget as many tokens as ReMDM-cap would (eta is R / T by default) or, being chosen `by_doubt`, fewer; where they are, the text runs
+    ahead of its schedule: far ahead in a spread order with much remasking, where it is whole from halfway on."""
     r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
     if r == 0 or not state.revealed.any():  # the first step and the last: nothing to ask the network
         return jump(state, j / T, (j + 1) / T, r)

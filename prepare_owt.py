@@ -57,6 +57,7 @@ class Config:
         for bad, message in (
                 (bool(self.dataset) == bool(self.text), "give either --dataset (pydocs, owt, text8) or --text FILE_OR_FOLDER..."),
                 (not re.fullmatch(r"\w[\w.-]*", self.name or self.dataset), "--name: a plain folder name (--text needs one)"),
+                ("" in self.text, "--text holds an empty name: is a variable of the shell unset?"),
                 (stray, f"--{' --'.join(sorted(stray))} says nothing to {self.dataset or '--text'}"),
                 (self.dataset == "text8" and self.tokenizer not in ("", "text8"), "--dataset text8 has its own tokenizer"),
                 (not 0 < self.val_share < 1, "--val_share must lie between 0 and 1"),
@@ -313,7 +314,8 @@ def main(cfg):
         raise Problem(f"the tokenizer {cfg.tokenizer} has {enc.n_vocab:,} ids, more than the 65,536 that 16 bits can tell apart")
     print(f"reading {cfg.dataset or ' '.join(cfg.text)}", flush=True)
     about, files, n, documents = {"pydocs": pydocs, "owt": parquet, "text8": text8, "": texts}[cfg.dataset](cfg)
-    target, work = Path(cfg.out_dir, cfg.name), Path(cfg.out_dir, f".{cfg.name}.partial")
+    target = Path(os.path.realpath(folder)) if (folder := Path(cfg.out_dir, cfg.name)).is_symlink() else folder
+    work = target.with_name(f".{target.name}.partial")
     ours = {"meta.json", "journal.json", *(f"{name}.bin" for name in SPLITS)}
     if target.exists() and (others := {path.name for path in target.iterdir()} - ours):
         raise Problem(f"{target} would be replaced, and holds {min(others)}, which is no part of a dataset: choose another --name")

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import Problem
-from dsl_loss import (add_noise, ar_ce, critical_snr, diffusion_bound, endpoint_snr, forget, keyed_generator, mean_and_stderr, roar_bound,
-                      snr_grid, stratified)
+from dsl_loss import (add_noise, ar_ce, critical_snr, diffusion_bound, endpoint_snr, forget, keyed_generator, roar_bound, snr_grid,
+                      stratified)
 from sampler import sample
 from sampler_config import Config as Sampling
-from scores import auc, ece, ece_by_chance, error_by_entropy, jackknife, reliability, share, threshold, trade_off
+from scores import auc, ece, ece_by_chance, error_by_entropy, jackknife, mean_and_stderr, reliability, share, threshold, trade_off
 from state import ROWS, sample_categorical
 from validate import bits_per_byte
 

@@ -39,15 +39,16 @@ from tqdm import tqdm
 
 from claim import at_entropy, claim_figure, claim_table, compare_all, opponents, place, ratio_lines
 from data import load_meta, load_tokens, sha256, spread_windows, tokenizer
-from dsl_loss import mean_and_stderr
 from eval_mauve import read_samples
 from judge import judged, load_judge
 from metrics import entropy
-from model import load_checkpoint, pick_device
+from model import load_checkpoint
 from report import cell, pyplot, save_figure, save_json, table
+from runtime import pick_device
 from sampler import Writer, generate, load_for_sampling, template
 from sampler_config import parse_args as sampler_args
-from train import MAY_CHANGE
+from scores import mean_and_stderr
+from train_config import MAY_CHANGE
 from train_config import parse_args as train_args
 from validate import own_loss
 

@@ -1,6 +1,7 @@
-"""What a run asks of its machine: its ranks, its signals, its next batch in time, its speed limit and its memory."""
+"""What a run asks of its machine: its device and precision, its ranks, its signals, its next batch in time, its speed limit and memory."""
 
 import concurrent.futures
+import fcntl
 import json
 import os
 import shutil
@@ -14,24 +15,54 @@ import torch
 import torch.distributed as dist
 
 from config import Problem, optional, provenance, whole_file
-from model import WIDE, pick_device, precision
+from model import WIDE
 from report import plain
 
 
-def local_device(name):
-    """The torch.device called `name`; of several processes that torchrun started on a node, each takes its own GPU."""
+def pick_device(name=""):
+    """The torch.device called `name`; by default CUDA where there is one, else the CPU. Of several processes that torchrun started on a
+    node each takes its own GPU. Raises Problem for a device that this machine lacks.
+
+    mps must be asked for: it has no float64, which sampling draws in.
+    """
     if "LOCAL_RANK" in os.environ and name in ("", "cuda") and torch.cuda.is_available():
         if (mine := int(os.environ["LOCAL_RANK"])) >= (there := torch.cuda.device_count()):
             raise Problem(f"torchrun started more processes than the {there} GPU(s) of this node: lower --nproc_per_node")
         torch.cuda.set_device(mine)  # first of all, or every process would open a context on GPU 0
-    return pick_device(name)
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name or best).device
+    except (RuntimeError, AssertionError):
+        raise Problem(f"device {name!r} is not available here: use --device cpu, or leave the flag out") from None
+
+
+def precision(device, dtype):
+    """What a --dtype means on this machine, bfloat16 or float32; `auto` is bfloat16 where that is fast."""
+    if dtype == "auto":
+        return "bfloat16" if bfloat16_is_fast(device) else "float32"
+    return dtype
+
+
+def autocast(device, dtype="auto"):
+    """Matrix products in the `precision` that dtype means."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device, dtype) == "bfloat16")
+
+
+def bfloat16_is_fast(device):
+    """True on GPUs (NVIDIA's from Ampere on), on CPUs with AMX, and on AMD's with AVX512-BF16: on Intel's without AMX it has half the speed
+    of float32 [measured]."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not know the maker
+    amd = found.get("avx512_bf16", False) and "Intel" not in found["cpu_name"]
+    return device.type != "cpu" or torch.cpu._is_amx_tile_supported() or amd
 
 
 def join_ranks(device):
     """Join the processes that torchrun started -> (rank, world size, torch.device); (0, 1, device) without torchrun. From here on numbers
     below 1e-38 are 0: on a CPU they made float32 training of MDLM 2.4 times slower [measured], and threads that start later inherit it."""
     torch.set_flush_denormal(True)
-    device = local_device(device)
+    device = pick_device(device)
     if "RANK" not in os.environ:
         return 0, 1, device
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
@@ -78,20 +109,43 @@ class StopSignal:
         return bool(told)
 
 
+def step_of(line):
+    """The step of a line of the log; -1 for a line that somebody else wrote there."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return -1
+
+
 class Log:
-    """out_dir/log.jsonl, one dict a line, and wandb if asked. On resume, lines after the checkpoint's step go: they come again."""
+    """out_dir/log.jsonl, one dict a line, and wandb if asked. On resume, lines after the checkpoint's step go: they come again. Until it is
+    closed, no other process may train into out_dir (Problem)."""
 
     def __init__(self, cfg, run):
         self.path = Path(cfg.out_dir) / "log.jsonl" if run.rank == 0 else None
-        self.wandb = None
+        self.wandb = self.lock = None
+        if self.path and not cfg.eval_only:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(cfg.out_dir, os.O_RDONLY)
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise Problem(f"another process trains into {cfg.out_dir}: wait for it, or choose another --out_dir") from None
+            except OSError:  # not every network's disk can lock a folder
+                pass
         if self.path:
             keep = (run.step or cfg.eval_only) and self.path.is_file()
             lines = self.path.read_bytes().splitlines(keepends=True) if keep else []
             whole = (line for line in lines if line.endswith(b"\n"))  # a kill may have cut the last one
             with whole_file(self.path) as f:
-                f.writelines(line for line in whole if cfg.eval_only or json.loads(line)["step"] <= run.step)
+                f.writelines(line for line in whole if cfg.eval_only or step_of(line) <= run.step)
             if cfg.wandb:
                 self.wandb = optional("wandb").init(project=cfg.wandb, config=asdict(cfg), dir=cfg.out_dir)
+
+    def close(self):
+        if self.lock is not None:
+            os.close(self.lock)
 
     def write(self, step, **fields):
         if self.path:

@@ -23,20 +23,20 @@ import sys
 import time
 from dataclasses import asdict, replace
 
-from config import Problem, run, whole_file
-from sampler_config import MASK, NEEDS_DSL, Config, parse_args
+from config import Problem, run, whole_file, writable
+from sampler_config import DEFAULT_PATHS, MASK, NEEDS_DSL, Config, parse_args
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import torch
 from tqdm import tqdm
 
-from data import encode, load_tokens, sha256, tokenizer, val_windows, word_report
+from data import encode, load_tokens, require_text, sha256, tokenizer, val_windows, word_report
 from dsl_loss import critical_snr
 from model import load_checkpoint
 from paths import PATHS
 from report import save_json
-from runtime import SHAPES, compiled, local_device
+from runtime import SHAPES, compiled, pick_device
 from show import Screen, Trace, diff, printable
 from state import State
 
@@ -75,13 +75,13 @@ def sample(model, samples, cfg, path=None, given=None, block=0, kind=State):
 
 def load_for_sampling(cfg):
     """The checkpoint's model, its dict, and cfg with path, steps and length settled. Raises Problem when they do not fit together."""
-    model, ckpt = load_checkpoint(cfg.ckpt, local_device(cfg.device))
+    model, ckpt = load_checkpoint(cfg.ckpt, pick_device(cfg.device))
     V, L, objective = tokenizer(ckpt["tokenizer"]).n_vocab, model.config.length, ckpt["config"]["objective"]
     if V != model.config.vocab_size:
         raise Problem(f"{cfg.ckpt} predicts {model.config.vocab_size} tokens, its tokenizer {ckpt['tokenizer']} has {V}: train it again")
     if model.E.device.type == "mps":
         raise Problem("sampling draws in float64, which mps lacks: use --device cpu")
-    cfg = replace(cfg, path=cfg.path or {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[objective], length=cfg.length or L)
+    cfg = replace(cfg, path=cfg.path or DEFAULT_PATHS[objective], length=cfg.length or L)
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.correct or cfg.clean_snr or cfg.steps != cfg.length):
         raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill, --correct or "
                       "--clean_snr")
@@ -168,8 +168,7 @@ class Writer:
                 if name not in ignored and (name in always or value != getattr(Config, name))]
         digest = hashlib.sha256(json.dumps([said, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
         self.settings = shlex.join([digest, *said])
-        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        open(self.path, "ab").close()
+        open(writable(self.path), "ab").close()
         for row in self.rows():
             if row.get("settings") != self.settings:
                 raise Problem(f"{self.path} holds texts of other settings or another checkpoint: choose another --out, or delete it")
@@ -252,6 +251,8 @@ def main(cfg):
         for split in ("train", "val"):  # what the report lacks should be known before the sampling
             tokens = load_tokens(ckpt["config"]["dataset"], split, cfg.data_dir)
         val_windows(tokens, len(ids), 1)
+        require_text(ckpt, cfg.ckpt, ckpt["config"]["dataset"], cfg.data_dir)
+        writable(cfg.report)
     writer = Writer(cfg, model.E.device)
     if rank == 0:
         print(f"{cfg.ckpt} (step {ckpt['step']:,}): {cfg.num_samples} texts of {len(ids)} tokens ({ckpt['tokenizer']}), path {cfg.path}, "

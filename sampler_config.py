@@ -9,6 +9,7 @@ from config import arg, parse
 PATH_NAMES = ("posterior", "recorded", "soft", "mend", "mend-recorded", "mdlm", "remdm", "remdm-cap", "remdm-rescale", "remdm-conf",
               "remdm-loop", "forward-backward", "confidence", "random", "ar", "sde", "hybrid")
 NEEDS_DSL = ("posterior", "soft", "mend", "sde", "hybrid")  # ask about tokens that are shown, or show evidence: MDLM learned neither
+DEFAULT_PATHS = {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}  # of a model trained by each objective
 MASK = re.compile(r"\[MASK(?:\*(\d+))?\]")
 
 
@@ -67,8 +68,6 @@ class Config:
     compile: str = arg("auto", "torch.compile the network; auto: from 200 calls on CUDA, 2,000 on a CPU", choices=("auto", "on", "off"))
 
     def __post_init__(self):
-        if any(value != value for value in vars(self).values()):
-            raise ValueError("nan is no setting")
         for name in ("steps", "num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1")
@@ -91,9 +90,9 @@ class Config:
             raise ValueError("--correct prints a diff and writes no file: leave out --out, --report and --trace")
         if self.exact_doubt and self.static:
             raise ValueError("--exact_doubt sends as many texts as have tokens to doubt: leave out --static")
-        files = [os.path.abspath(file) for file in (self.out, self.trace, self.report) if file]
+        files = [os.path.abspath(file) for file in (self.ckpt, self.out, self.trace, self.report) if file]
         if len(set(files)) < len(files):
-            raise ValueError("--out, --trace and --report would write over each other: name different files")
+            raise ValueError("--out, --trace and --report would write over each other, or over --ckpt: name different files")
         if sum(map(bool, (self.prompt, self.infill, self.correct))) > 1:
             raise ValueError("choose one of --prompt, --infill and --correct")
         if self.infill and not 0 < sum(int(hole[1] or 1) for hole in MASK.finditer(self.infill)) < 10**6:

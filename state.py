@@ -5,8 +5,8 @@ Legend of names: model.py. Rules that choose the moves: paths.py. The loop: samp
 
 import torch
 
-from dsl_loss import add_noise, critical_snr, forget, keyed_generator
-from model import autocast
+from dsl_loss import add_noise, critical_snr, forget, keyed_generator, shifted
+from runtime import autocast
 
 ROWS = 512  # the vocabulary is looked at for so many positions at a time: (512, V) float64 is the largest thing here
 
@@ -114,7 +114,7 @@ class State:
         Tokens that it wrote itself may be shown as noise-free evidence at the SNR clean_snr t_c, as `sampler.correct` shows a text."""
         x = self.x[due]
         if getattr(self.model, "causal", False):
-            x = torch.cat([torch.full_like(x[:, :1], self.model.mask_id), x[:, :-1]], 1)
+            x = shifted(x, self.model.mask_id)
         h, noisy = self.model.embed_ids(x), (self.snr[due] > 0) & self.snr[due].isfinite()
         if noisy.any():
             h[noisy] = self.model.embed_noisy(self.z[due][noisy]).to(h.dtype)
@@ -161,17 +161,17 @@ class State:
         """The probability (B, L) of the likeliest token of each position that is not clean; 0 at the others."""
         return self.look(~self.clean, lambda logits, rows: logits.softmax(-1).amax(-1))
 
+    def choose(self, logits, u):
+        """Tokens (N,) drawn from logits (N, V), their probabilities (N,), and embeddings (N, D) of what was drawn, or posterior means if
+        cfg.sde_step says so."""
+        token, probs = draw(logits, u, self.cfg, self.step), logits.softmax(-1)
+        e = self.E[token] if self.cfg.sde_step == "drawn" else probs.to(self.E.dtype) @ self.E
+        return token, probs.gather(-1, token[:, None])[:, 0].to(self.recorded.dtype), e
+
     def decide(self, where):
-        """Draw tokens at the N true positions of `where` -> ids (N,), their probabilities (N,), embeddings (N, D) of what was drawn, or
-        posterior means if cfg.sde_step says so. Only these rows see the vocabulary."""
-        u, tokens, p, e = self.uniform("token")[where], [], [], []
-        for h, u_rows in zip(self.hidden(where).split(ROWS), u.split(ROWS)):
-            logits = self.head(h)
-            probs = logits.softmax(-1)
-            tokens.append(draw(logits, u_rows, self.cfg, self.step))
-            p.append(probs.gather(-1, tokens[-1][:, None])[:, 0])
-            e.append(self.E[tokens[-1]] if self.cfg.sde_step == "drawn" else probs.to(self.E.dtype) @ self.E)
-        return torch.cat(tokens), torch.cat(p).to(self.recorded.dtype), torch.cat(e)
+        """`choose` at the N true positions of `where` (B, L). Only these rows see the vocabulary."""
+        rows = zip(self.hidden(where).split(ROWS), self.uniform("token")[where].split(ROWS))
+        return [torch.cat(parts) for parts in zip(*(self.choose(self.head(h), u) for h, u in rows))]
 
     def observe(self, up, target):
         """Raise the SNR at the positions `up` (B, L) to `target` (B, L): draw tokens, add the evidence that they would give."""
@@ -220,10 +220,5 @@ class PlainState(State):
         return self.model.hidden(self.embed(torch.ones_like(self.stale)))[where]
 
     def decide(self, where):
-        B, L = where.shape
-        logits = self.head(self.hidden(torch.ones_like(where)))  # (B L, V)
-        token = draw(logits, self.uniform("token").flatten(), self.cfg, self.step)
-        probs = logits.softmax(-1)
-        e = self.E[token] if self.cfg.sde_step == "drawn" else probs.to(self.E.dtype) @ self.E
-        p = probs.gather(-1, token[:, None])[:, 0].to(self.recorded.dtype)
-        return token.view(B, L)[where], p.view(B, L)[where], e.view(B, L, -1)[where]
+        everywhere = self.choose(self.head(self.hidden(torch.ones_like(where))), self.uniform("token").flatten())
+        return [part[where.flatten()] for part in everywhere]

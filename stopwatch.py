@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from model import autocast
-from runtime import matmul_ceiling, memory_in_use
+from config import out_of_memory
+from runtime import autocast, matmul_ceiling, memory_in_use
 
 
 class Step(NamedTuple):
@@ -42,8 +42,8 @@ def timed(steps, repeats, device):
             try:
                 steps[name].run(i)
                 synchronize(device)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator has none of its own
-                full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+            except RuntimeError as error:
+                full = out_of_memory(error)
                 if not full and "No available kernel" not in str(error):  # of a kind of attention that is not built here
                     raise
                 print(f"{name}: {'out of memory' if full else error}", flush=True)

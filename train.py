@@ -10,7 +10,6 @@ Data order, masks and noise are keyed by (seed, sample index), see dsl_loss.keye
 import contextlib
 import copy
 import itertools
-import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from config import Problem, provenance
 from config import run as go
-from train_config import parse_args
+from train_config import MAY_CHANGE, parse_args
 
 CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
@@ -28,18 +27,20 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from data import load_meta, load_tokens, tokenizer, train_windows
+from data import load_meta, load_tokens, require_text, tokenizer, train_windows
 from dsl_loss import (SNRMix, ar_loss, critical_snr, draw_corruption, dsl_loss, is_endpoint, keyed_draws, keyed_generator, mdlm_loss,
                       stratified, to_device)
 from mdlm import mdlm_to_dsl, read_mdlm
-from model import DSL, ModelConfig, autocast, load_checkpoint, precision, save_checkpoint, with_new_sphere
-from runtime import (Log, StopSignal, compiled, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate, memory_in_use,
-                     prefetch, rerun)
+from model import DSL, ModelConfig, load_checkpoint, save_checkpoint
+from runtime import (Log, StopSignal, autocast, compiled, flops_per_token, gather, join_ranks, matmul_ceiling, memory_estimate,
+                     memory_in_use, precision, prefetch, rerun)
+from sampler import sample
+from sampler_config import DEFAULT_PATHS
+from sampler_config import Config as Sampling
+from show import printable
 from validate import bits_per_byte, describe, evaluate, require_windows
 
 LOSSES = {"dsl": dsl_loss, "mdlm": mdlm_loss, "ar": ar_loss}
-MAY_CHANGE = ("preset", "resume", "max_steps", "micro_batch", "out_dir", "data_dir", "device", "compile", "log_every", "eval_every",
-              "eval_windows", "sample_every", "save_every", "keep", "skip_nonfinite", "wandb", "eval_only", "dry_run", "init_from")
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------------
@@ -83,23 +84,25 @@ def build(cfg, tokens, meta):
     if cfg.init_from == "scratch":
         model = DSL(config)
         counts = torch.from_numpy(np.bincount(tokens[:10_000_000], minlength=config.vocab_size)) + 1.0
-        with torch.no_grad():
-            model.out.bias.copy_((counts / counts.sum()).log())
+        model.out.bias.data = (counts / counts.sum()).log()
         return model
     if cfg.init_from.endswith(".pt"):
         source, ckpt = load_checkpoint(cfg.init_from)  # the averaged weights
         if ckpt["tokenizer"] != meta["tokenizer"]:
             raise Problem(f"{cfg.init_from} was trained on {ckpt['tokenizer']} tokens and {cfg.dataset} holds {meta['tokenizer']}: prepare "
                           "the text again with that tokenizer")
-        if ckpt["config"]["objective"] != "dsl" and (cfg.d_embed, cfg.beta) != (source.config.d_embed, source.config.beta):
-            source = with_new_sphere(source, cfg.d_embed, cfg.beta)
+        by = ckpt["config"]["objective"]
     else:
-        source = mdlm_to_dsl(read_mdlm(cfg.init_from), cfg.n_head, cfg.length, cfg.d_embed, beta=cfg.beta)
+        source, by = mdlm_to_dsl(read_mdlm(cfg.init_from), cfg.n_head, cfg.length, cfg.d_embed, beta=cfg.beta), "mdlm"
+    found, weights = source.config, source.state_dict()
+    if by != "dsl" and (cfg.d_embed, cfg.beta) != (found.d_embed, found.beta):  # MDLM and AR have never trained them: they start anew
+        found = replace(found, d_embed=cfg.d_embed, beta=cfg.beta)
+        del weights["view.raw_E"], weights["view.beta"]
     for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_embed", "causal"):
-        if getattr(source.config, name) != getattr(config, name):
-            raise Problem(f"{cfg.init_from} has {name} {getattr(source.config, name)}, this run {getattr(config, name)}: make them agree")
-    model = DSL(replace(source.config, length=cfg.length, dropout=cfg.dropout))
-    model.load_state_dict(source.state_dict())
+        if getattr(found, name) != getattr(config, name):
+            raise Problem(f"{cfg.init_from} has {name} {getattr(found, name)}, this run {getattr(config, name)}: make them agree")
+    model = DSL(replace(found, length=cfg.length, dropout=cfg.dropout))
+    model.load_state_dict(weights, strict=False)
     return model
 
 
@@ -109,8 +112,7 @@ def resumed(cfg, path, meta):
     if ckpt["tokenizer"] != meta["tokenizer"] or ckpt["model_config"]["vocab_size"] != meta["vocab_size"]:
         raise Problem(f"{path} was trained on {ckpt['tokenizer']} tokens (V = {ckpt['model_config']['vocab_size']}), {cfg.dataset} holds "
                       f"{meta['tokenizer']} (V = {meta['vocab_size']}): use the dataset it was trained on, or another --out_dir")
-    if ckpt.get("data") not in (None, meta["train"].get("sha256")):
-        raise Problem(f"{path} was trained on another text than {cfg.dataset} holds now: prepare that again, or use another --out_dir")
+    require_text(ckpt, path, cfg.dataset, cfg.data_dir)
     for name, value in asdict(cfg).items():
         before = ckpt["config"].get(name, getattr(cfg.__class__, name))  # a flag that is younger than the checkpoint was at its default
         if name not in MAY_CHANGE and before != value:
@@ -236,7 +238,7 @@ def report(cfg, run, log, bar, seen, step, skipped, clock):
         skipped += 1
         log.write(bad + 1, skipped=skipped)
         if skipped > cfg.skip_nonfinite:
-            lower, again = (f" and --init_from {path}", "--resume ") if os.path.exists(path) else ("", "")
+            lower, again = (f" and --init_from {path}", "--resume ") if Path(path).exists() else ("", "")
             raise Problem(f"loss {seen[bad - step, 0]:.4g} with a gradient that is not finite at step {bad + 1}, samples "
                           f"{bad * cfg.batch_size}-{(bad + 1) * cfg.batch_size - 1} of seed {cfg.seed}: start over in another --out_dir "
                           f"with a lower --lr{lower}, or add {again}--skip_nonfinite 10")
@@ -253,10 +255,7 @@ def report(cfg, run, log, bar, seen, step, skipped, clock):
 
 def show_samples(cfg, run, bar, step):
     """Print two texts drawn from the averaged weights."""
-    from sampler import sample
-    from sampler_config import Config as Sampling
-    from show import printable
-    path = {"dsl": "posterior", "mdlm": "remdm", "ar": "ar"}[cfg.objective]
+    path = DEFAULT_PATHS[cfg.objective]
     sampling = Sampling(path=path, steps=cfg.length if path == "ar" else 32, length=cfg.length, seed=step, dtype=cfg.dtype)
     *_, state = sample(run.ema, range(2), sampling)
     for ids in state.x.tolist():
@@ -331,17 +330,17 @@ def main(cfg):
     say(f"{cfg.objective} on {cfg.dataset} ({run.meta['tokenizer']}, {len(run.tokens):,} tokens): "
         f"{sum(p.numel() for p in run.model.parameters()):,} parameters from {run.begun}, {cfg.batch_size * cfg.length:,} tokens per "
         f"step, steps {run.step:,} to {cfg.max_steps:,}, on {world} x {device}, into {cfg.out_dir}", flush=True)
-    log = Log(cfg, run)
-    if cfg.eval_only or not run.scores and 0 < run.step and (cfg.evaluates(run.step) or run.step >= cfg.max_steps):  # it still lacks one
-        scores = evaluate_now(cfg, run, log, say, run.step)
-        if rank == 0 and not cfg.eval_only:
-            save(cfg, run, run.step, scores)
-    elif run.step >= cfg.max_steps:
-        say(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
-    if run.step < cfg.max_steps and not cfg.eval_only:
-        log.write(run.step, config=asdict(cfg), device=str(device), precision=precision(device, cfg.dtype), processes=world,
-                  torch=torch.__version__, **provenance())
-        train(cfg, run, log)
+    with contextlib.closing(Log(cfg, run)) as log:
+        if cfg.eval_only or not run.scores and 0 < run.step and (cfg.evaluates(run.step) or run.step >= cfg.max_steps):  # it lacks one
+            scores = evaluate_now(cfg, run, log, say, run.step)
+            if rank == 0 and not cfg.eval_only:
+                save(cfg, run, run.step, scores)
+        elif run.step >= cfg.max_steps:
+            say(f"{cfg.out_dir}/ckpt.pt has all {run.step:,} steps already: nothing to train")
+        if run.step < cfg.max_steps and not cfg.eval_only:
+            log.write(run.step, config=asdict(cfg), device=str(device), precision=precision(device, cfg.dtype), processes=world,
+                      torch=torch.__version__, **provenance())
+            train(cfg, run, log)
     if dist.is_initialized():  # not after an error: it would wait for the others
         dist.destroy_process_group()
 

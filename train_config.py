@@ -20,6 +20,9 @@ PRESETS = {
                         out_dir="out/text8"),
     "demo": dict(),  # the defaults below
 }
+# What a resumed run may say otherwise than its checkpoint.
+MAY_CHANGE = ("preset", "resume", "max_steps", "micro_batch", "out_dir", "data_dir", "device", "compile", "log_every", "eval_every",
+              "eval_windows", "sample_every", "save_every", "keep", "skip_nonfinite", "wandb", "eval_only", "dry_run", "init_from")
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,6 @@ class Config:
     dry_run: bool = arg(False, "print parameters, tokens per step, FLOPs per token and memory, and exit")
 
     def __post_init__(self):
-        if any(value != value for value in vars(self).values()):
-            raise ValueError("nan is no setting")
         for name in ("length", "n_layer", "n_head", "d_model", "d_embed", "max_steps", "batch_size", "log_every", "save_every",
                      "eval_windows", "keep"):
             if getattr(self, name) < 1:

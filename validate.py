@@ -8,9 +8,11 @@ from tqdm import tqdm
 
 from config import Problem
 from data import load_tokens, val_windows
-from dsl_loss import (SNR_BINS, SNRMix, ar_ce, ce_by_snr, critical_snr, diffusion_bound, draw_corruption, dsl_ce,
-                      keyed_generator, mean_and_stderr, roar_bound, snr_grid)
+from dsl_loss import SNRMix, ar_ce, critical_snr, diffusion_bound, draw_corruption, dsl_ce, keyed_generator, roar_bound, snr_grid
 from runtime import gather
+from scores import mean_and_stderr
+
+SNR_BINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)  # edges in units of t_c, for reading where a model learns
 
 
 def bits_per_byte(meta, split, nats_per_token):
@@ -33,6 +35,17 @@ def per_window(name, term, windows, rank, world, device, batch):
     parts = [mine[i : i + batch] for i in range(0, len(mine), batch)]
     rows = [term(windows[part].to(device), part) for part in tqdm(parts, f"validation, {name}", leave=False, disable=rank > 0)]
     return gather(torch.cat(rows) if rows else torch.empty(0))
+
+
+def ce_by_snr(ce, snr, t_c):
+    """Sort per-token losses by SNR: ce, snr (B, L) -> {"masked", "clean", "0-0.25", ...: (mean, standard error)}, SNRs in units of t_c.
+
+    The errors take tokens for independent, so they are somewhat too small.
+    """
+    bins = {"masked": snr == 0, "clean": snr.isinf()}
+    for low, high in zip(SNR_BINS, SNR_BINS[1:]):
+        bins[f"{low:g}-{high:g}"] = (snr > low * t_c) & (snr <= high * t_c) & snr.isfinite()
+    return {name: mean_and_stderr(ce[where]) for name, where in bins.items() if where.sum() > 1}
 
 
 @torch.no_grad()
@@ -82,7 +95,8 @@ def own_loss(scores, cfg):
     log_normal, masked = NormalDist(math.log(cfg.snr_median), max(cfg.snr_sigma, 1e-9)), (cfg.length + 1) / (2 * cfg.length)
     below = [log_normal.cdf(math.log(edge)) if edge else 0.0 for edge in SNR_BINS[:-1]] + [1.0]
     shares = {f"{low:g}-{high:g}": b - a for low, high, a, b in zip(SNR_BINS, SNR_BINS[1:], below, below[1:])}
-    local = sum(share * ce.get(name, 0.0) for name, share in shares.items())
+    found = {name: share for name, share in shares.items() if name in ce}  # few windows may leave a rare bin empty
+    local = sum(share * ce[name] for name, share in found.items()) / (sum(found.values()) or 1.0)
     return cfg.endpoint * (masked * ce["masked"] + (1 - masked) * ce["clean"]) + (1 - cfg.endpoint) * local
 
 

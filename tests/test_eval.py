@@ -262,7 +262,7 @@ def test_bad_input_is_one_sentence(cfg, tmp_path, monkeypatch):
     says("no samples at", str(tmp_path), "--judge", "none")
     says("no 4-gram", sample_file(tmp_path / "short.jsonl", texts([1] * 5)), "--judge", "none")
     broken = causal()
-    torch.nn.init.constant_(broken.norm.weight, math.nan)
+    torch.nn.init.constant_(broken.norm.weight, 3e38), torch.nn.init.constant_(broken.norm.bias, 3e38)
     says("finite features", good, "--judge", saved(broken, tmp_path / "nan.pt"))
     says("cannot judge", good, "--judge", saved(causal(causal=False), tmp_path / "d.pt", "dsl"))
     says("reads gpt2 tokens and toy is in bytes", good, "--judge", saved(causal(), tmp_path / "g.pt", name="gpt2"))

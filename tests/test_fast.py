@@ -152,13 +152,27 @@ def graphs(monkeypatch):
     return made
 
 
+@pytest.mark.parametrize("found, fast", [(dict(amx_tile=True, avx512_bf16=True, cpu_name="Intel"), True),
+                                         (dict(avx512_bf16=True, cpu_name="Intel Xeon"), False), (dict(cpu_name="Apple M2"), False),
+                                         (dict(avx512_bf16=True, cpu_name="AMD EPYC"), True), ({}, False)])
+def test_bfloat16_by_itself_only_where_it_is_fast(found, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: found.get("amx_tile", False))
+    assert runtime.bfloat16_is_fast(torch.device("cpu")) == fast and runtime.bfloat16_is_fast(torch.device("mps"))
+    for capability in ((7, 5), (8, 0), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert runtime.bfloat16_is_fast(torch.device("cuda")) == (capability > (7, 5))
+    with runtime.autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if fast else torch.float32)
+
+
 @pytest.mark.parametrize("dtype, compile, device, steps, fast, expected", [
     ("auto", "auto", "cpu", 2000, False, True), ("auto", "auto", "cpu", 1999, False, False), ("auto", "auto", "cpu", 2000, True, False),
     ("float32", "auto", "cpu", 2000, True, True), ("bfloat16", "auto", "cpu", 2000, False, False), ("auto", "on", "cpu", 1, True, True),
     ("auto", "auto", "cuda", 200, True, True), ("auto", "auto", "cuda", 199, True, False), ("auto", "off", "cuda", 9999, True, False)])
 def test_compiled_by_itself_where_that_pays(cfg, monkeypatch, dtype, compile, device, steps, fast, expected):
     monkeypatch.setattr(torch, "compile", lambda f, **options: ("compiled", f))
-    monkeypatch.setattr(network, "bfloat16_is_fast", lambda device: fast)
+    monkeypatch.setattr(runtime, "bfloat16_is_fast", lambda device: fast)
     monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/g++")
     monkeypatch.setattr(runtime.sys, "platform", "linux")
     found = runtime.compiled("f", replace(cfg, dtype=dtype, compile=compile), torch.device(device), steps)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from toys import EXACT, Z, ExactDenoiser, Wide, chi_square_p, final, frequencies, masked, total_variation
 
-from dsl_loss import mean_and_stderr
 from paths import PATHS, jump, limit
 from sampler import sample
+from scores import mean_and_stderr
 from state import State
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from toys import EXACT, Z, ExactDenoiser, Wide, final_ids, masked
 
-from dsl_loss import mean_and_stderr
 from paths import PATHS
 from sampler import sample
+from scores import mean_and_stderr
 from state import State
 
 

@@ -18,10 +18,10 @@ from train_config import parse_args as train_args
 import reproduce
 import reproduce_config
 from config import Problem
-from dsl_loss import SNR_BINS, SNRMix, ce_by_snr, draw_corruption, is_endpoint
+from dsl_loss import SNRMix, draw_corruption, is_endpoint
 from reproduce_config import SCALES, Curve, cells, flags, parse_args, sampling, tasks_of, trainings
 from sampler_config import parse_args as sampler_args
-from validate import own_loss
+from validate import SNR_BINS, ce_by_snr, own_loss
 
 # ---- the plan ----------------------------------------------------------------------------------------------------------------
 
@@ -66,6 +66,8 @@ def test_own_loss_weighs_every_snr_as_training_draws_it(flags):
     scores = {"by_snr": ce_by_snr(ce, snr, 11.0), "roar": (9.0, 0.1)}
     assert own_loss(scores, cfg) == pytest.approx(ce.mean().item(), abs=0.015)
     assert own_loss({"by_snr": {name: (1.0, 0.0) for name in ("masked", "clean")}, "roar": (9.0, 0.1)}, cfg) == pytest.approx(cfg.endpoint)
+    some = {name: (1.0, 0.0) for name in ce_by_snr(ce, snr, 11.0) if name != "2-4"}  # of which no token was seen
+    assert own_loss({"by_snr": some}, cfg) == pytest.approx(1)
     assert own_loss(scores, replace(cfg, objective="mdlm")) == 9.0
 
 

@@ -9,11 +9,12 @@ import torch
 from toys import EXACT, Z, ExactDenoiser, Wide, chi_square_p, final, frequencies, masked
 
 from config import Problem
-from dsl_loss import add_noise, mean_and_stderr
+from dsl_loss import add_noise
 from model import DSL, ModelConfig
 from paths import PATHS
 from sampler import load_for_sampling, sample
 from sampler_config import PATH_NAMES, parse_args
+from scores import mean_and_stderr
 from state import PlainState, State, draw, sample_categorical, top_p
 
 

@@ -21,10 +21,10 @@ import config
 import train
 from config import Problem
 from data import load_meta
-from dsl_loss import ce_by_snr
 from model import load_checkpoint
 from runtime import flops_per_token, memory_estimate, prefetch
 from train_config import PRESETS, parse_args
+from validate import ce_by_snr
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,7 +1,7 @@
 """The scores of analyze.py against brute force, textbook formulas, repetition, and the exact denoiser.
 
 An ECE is above 0 by chance, so it is held against the mean and standard deviation that ece_by_chance derives, at mean + Z sd. A calibrated
-model passes that with odds of about 5e-4 if all tokens are in one bin (a normal number past 3.5), 1e-5 if they are in many alike.
+model passes that with odds of about 5e-4 if all tokens are in one bin (a normal number past 3.5), 4e-5 if they are in fifteen alike.
 """
 
 import math

@@ -8,8 +8,8 @@ import torch
 from toys import Z, ExactDenoiser
 
 from dsl_loss import (SNRMix, add_noise, ar_loss, critical_snr, diffusion_bound, draw_corruption, dsl_ce, dsl_loss, endpoint_snr,
-                      is_endpoint, keyed_draws, keyed_generator, lognormal_snr, mdlm_loss, mean_and_stderr, roar_bound, roar_terms,
-                      snr_grid, stratified)
+                      is_endpoint, keyed_draws, keyed_generator, lognormal_snr, mdlm_loss, roar_bound, roar_terms, snr_grid, stratified)
+from scores import mean_and_stderr
 
 
 def gen(seed=0):

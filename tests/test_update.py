@@ -12,8 +12,8 @@ from toys import Z
 
 import train
 from data import load_meta, load_tokens, train_windows
-from dsl_loss import mean_and_stderr
 from model import DSL
+from scores import mean_and_stderr
 from validate import bits_per_byte
 
 CPU = torch.device("cpu")
