@@ -76,7 +76,7 @@ from scores import mean_and_stderr
 def read_samples(path, tok):
     """The rows of a samples file -> list of {"text", "ids", "settings", "nfe"}. Raises Problem for lines that are no samples, and for
     ids of another tokenizer than the data's."""
-    rows = []
+    rows, line = [], "\n"
     try:
         with open(path, encoding="utf-8-sig") as f:
             for line in filter(str.strip, f):

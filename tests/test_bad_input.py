@@ -127,9 +127,10 @@ def test_samples_of_a_killed_run_or_another_editor_are_told_apart(cfg, tmp_path)
     path.write_text(2 * row + row[:12])
     with pytest.raises(Problem, match="line 3: not a sample: it is cut off, run the command that writes it again"):
         eval_mauve.read_samples(str(path), eval_mauve.tokenizer("bytes"))
-    path.write_text(2 * row + "oops\n")
-    with pytest.raises(Problem, match="line 3: not a sample; each"):
-        eval_mauve.read_samples(str(path), eval_mauve.tokenizer("bytes"))
+    for text, line in ((2 * row + "oops\n", 3), ("日本".encode("utf-16").decode("latin-1"), 1)):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(Problem, match=f"line {line}: not a sample; each"):
+            eval_mauve.read_samples(str(path), eval_mauve.tokenizer("bytes"))
 
 
 def test_where_nothing_can_be_written_is_known_before_the_work(cfg, tmp_path, monkeypatch):

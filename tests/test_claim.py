@@ -47,6 +47,14 @@ def test_bootstrap_error_is_that_of_the_mean_and_knows_about_seeds():
     assert draws.std() == pytest.approx(0.3 / 360**0.5, rel=0.25)  # of these three models, were there no others
 
 
+def test_a_bound_is_told_where_most_resamples_could_not_be_matched():
+    point = {("a", 4): 1.0, ("b", 4): 3.0, ("b", 16): 2.0}
+    boot = {key: np.full(claim.REPLICATES, value) for key, value in point.items()}
+    boot["a", 4][claim.REPLICATES // 4 :] = np.nan
+    at = claim.ratio_report(point, boot, {key: key[1] for key in point}, "a", ["b"], [4], [4, 16])["at"][4]
+    assert (at["ratio"], at["bound"]) == (4, ">") and np.isnan(at["interval"]).all() and math.isnan(at["censored"])
+
+
 def test_calls_to_reach_interpolates_in_log_calls():
     curve = [(4, 3.0), (16, 2.0), (64, 2.5), (256, 1.0)]
     assert claim.calls_to_reach(curve, 2.5) == pytest.approx(8)
