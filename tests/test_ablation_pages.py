@@ -138,6 +138,20 @@ def test_what_perfect_doubt_brings_stands_in_its_jsons():
     assert tells(said, f"{found['MDLM continued', 'exact']['nfe']:.0f}, 8")
 
 
+def test_what_exact_doubt_brings_at_a_gamma_of_its_own_stands_in_its_jsons():
+    """As above, with seeds 0 to 2; how much better it is at 64 than at 4, and than each model's own doubt at the gamma that suits that."""
+    said, rows = under(RESULTS["again"], "At a gamma of its own"), []
+    found = {(kind, gamma): json.loads((ROOT / "results" / f"claim_D128_doubt_{kind}_{gamma}.json").read_text())["cells"]
+             for kind, gammas in (("own", (1, 4, 16)), ("exact", (4, 16, 64))) for gamma in gammas}
+    keys = {"DSL": "dsl/mend/8", "MDLM continued": "mdlm_more/mend-recorded/8"}
+    for who, key in keys.items():
+        rows.append([who, *(told_nlls(cells[key]) for cells in found.values())])
+    assert rows == next(rows_below(said, "| | its own, gamma 1 | 4 | 16 | exact, gamma 4 | 16 | 64 |"))
+    nll = {(who, *of): [seed["entropy"] for seed in cells[key]["by_seed"]] for of, cells in found.items() for who, key in keys.items()}
+    assert tells(said, *(gain(nll[who, "exact", 4], nll[who, "exact", 64]) for who in keys))
+    assert tells(said, *(gain(nll[who, "exact", 64], nll["DSL", "own", 1]) for who in keys))
+
+
 def told_nlls(cell):
     by_seed = ", ".join(f"{of['entropy']:.2f}" for of in cell["by_seed"])
     given = cell["all"]["entropy_2"]
