@@ -304,7 +304,7 @@ def test_a_report_is_written_by_one_process_at_a_time(cfg, tmp_path, monkeypatch
         told.append(len(rows))
 
     monkeypatch.setattr(sampler, "report", report)
-    for name in ("load_tokens", "val_windows"):
+    for name in ("load_tokens", "val_windows", "require_text"):
         monkeypatch.setattr(sampler, name, lambda *of: None)
     for _ in range(2):  # also where the texts are there already
         sampler.main(replace(cfg, out=str(tmp_path / "x.jsonl"), report=str(tmp_path / "r.json")))
