@@ -102,7 +102,7 @@ def build(cfg, tokens, meta):
         if getattr(found, name) != getattr(config, name):
             raise Problem(f"{cfg.init_from} has {name} {getattr(found, name)}, this run {getattr(config, name)}: make them agree")
     model = DSL(replace(found, length=cfg.length, dropout=cfg.dropout))
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(model.state_dict() | weights)
     return model
 
 

@@ -31,12 +31,6 @@ def asked(cfg, *flags):
                          "--data_dir", cfg.data_dir, *flags])
 
 
-def say_that_the_text_is_another(cfg):
-    path = Path(cfg.data_dir) / "toy" / "meta.json"
-    meta = json.loads(path.read_text())
-    path.write_text(json.dumps(meta | {"train": meta["train"] | {"sha256": "another"}}))
-
-
 def test_one_folder_is_trained_into_by_one_process(cfg):
     train.main(replace(cfg, max_steps=5))
     whole = Path(cfg.out_dir, "log.jsonl").read_bytes()
@@ -109,7 +103,7 @@ def test_what_a_terminal_cannot_show_ends_nothing(monkeypatch):
         assert config.run(lambda: 3) == 3
 
 
-def test_samples_are_not_written_over(tmp_path, capsys):
+def test_samples_are_not_written_over(capsys):
     for flags in ("a.jsonl --out ./a.jsonl", "b.jsonl a.jsonl --judge x.pt --frontier x.png --out x.pt"):
         with pytest.raises(SystemExit):
             eval_mauve.parse_args(flags.split())
@@ -120,7 +114,7 @@ def test_samples_are_not_written_over(tmp_path, capsys):
         assert "would write over each other, or over --ckpt" in capsys.readouterr().err
 
 
-def test_samples_of_a_killed_run_or_another_editor_are_told_apart(cfg, tmp_path):
+def test_samples_of_a_killed_run_or_another_editor_are_told_apart(tmp_path):
     path, row = tmp_path / "s.jsonl", '{"text": "abc", "ids": [97, 98, 99]}\n'
     path.write_bytes(b"\xef\xbb\xbf" + 2 * row.encode() + b"\n \n")
     assert len(eval_mauve.read_samples(str(path), eval_mauve.tokenizer("bytes"))) == 2
@@ -154,7 +148,9 @@ def test_a_corpus_prepared_anew_is_not_taken_for_the_old_one(cfg, tmp_path):
     train.main(replace(cfg, eval_windows=250))
     ckpt = torch.load(f"{cfg.out_dir}/ckpt.pt", weights_only=True)
     torch.save(ckpt | {"data": "of the old text"}, f"{cfg.out_dir}/ckpt.pt")
-    say_that_the_text_is_another(cfg)
+    path = Path(cfg.data_dir, "toy", "meta.json")
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | {"train": meta["train"] | {"sha256": "of another"}}))
     look = ["bounds", "--ckpt", f"{cfg.out_dir}/ckpt.pt", "--data_dir", cfg.data_dir, "--num_windows", "20", "--out", f"{tmp_path}/b"]
     for main, flags in ((sampler.main, asked(cfg, "--report", f"{tmp_path}/r.json")), (analyze.main, analyze.parse_args(look))):
         with pytest.raises(Problem, match="was trained on another text than toy holds now"):
