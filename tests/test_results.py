@@ -153,9 +153,13 @@ def test_the_ratios_of_the_readme_stand_in_their_jsons():
     assert tells(row_of(README, "Fine-tuning four times"), *map(told_ratio, best(long)))
     assert tells(row_of(README, "From scratch"), *(spelt(run, best(run)[0]) for run in (scratch, scratch_128)),
                  ", ".join(f"{best(run)[1]['ratio']:.1f}" for run in (scratch, scratch_128)))
-    later, later_16 = (list(zip(*(published(run, T) for run in runs[4:]))) for T in ("8", "16"))
-    assert tells(row_of(README, "The same published sampler"), *(group for at_8, at_16 in zip(later, later_16) for group in (
-               *(told_ratio(at, 2) for at in at_8), ", ".join(["16", *(f"{at['ratio']:.1f}" for at in at_16)]))))
+    said = []
+    for which in 0, 1:
+        said += [told_ratio(published(run)[which], 2) for run in runs[4:]]
+        for T in ("16", "32"):
+            later = [(run, published(run, T)[which]) for run in runs[4:]]
+            said.append(", ".join([T, *(times(run, at["ratio"], T, ">" * (set(at["bounds"]) == {">"})) for run, at in later)]))
+    assert tells(row_of(README, "The same published sampler"), *said)
 
 
 def test_the_ratios_of_the_summary_stand_in_their_jsons():
@@ -275,16 +279,19 @@ def margins(runs, T, of_remdm=False):
 def test_what_six_pairs_of_seeds_say_stands_in_the_jsons():
     """Ratios of the three other seeds, in README too; and of all six, with their margins at T = 4 to 32, by Student's t."""
     runs, said = [claims(name)[0] for name in RUNS[:2]], under(RESULTS["again"])
-    fresh, six, rules = best(runs[1]), [of_six(of) for of in zip(*map(best, runs))], [of_six(of) for of in zip(*map(published, runs))]
+    fresh, six = best(runs[1]), [of_six(of) for of in zip(*map(best, runs))]
+    rules, control = zip(*([of_six(of) for of in zip(*(published(run, T) for run in runs))] for T in ("8", "16", "32")))
     assert tells(said, *(told_ratio(at, seeds=by_seed(runs[1], at)) for at in fresh), *map(told_ratio, six))
-    assert tells(said, *(told_ratio(at, 2) for at in rules))
+    assert tells(said, told_ratio(rules[0], 2), told_ratio(control[0], 2))
     each = [margins(runs, T, of_remdm) for of_remdm in (False, True) for T in (4, 8, 16, 32)]
     assert tells(said, *each)
     drafts = [np.mean([x for run in runs for x in run["cells"][key]["nll_by_seed"]]) for key in ("dsl/mend/4", "mdlm_more/random/4")]
     assert tells(row_of(README, "The best sampler of each"), told_ratio(fresh[0]), told_ratio(six[0]), f"4, {drafts[0] - drafts[1]:.2f}")
     assert tells(row_of(README, "Is it the Gaussian evidence"), told_ratio(fresh[1]), told_ratio(six[1]))
-    assert tells(row_of(README, "The same published sampler"), told_ratio(rules[0], 2))
-    assert tells(under(README, "The paper's claim"), *(f"{margin}, {T}" for margin, T in zip(each, (4, 8, 16, 32))))
+    assert tells(row_of(README, "The same published sampler"), told_ratio(rules[0], 2), *(told_ratio(at, 2) for at in control))
+    assert tells(under(RESULTS["README"], "The claim in short"), told_ratio(rules[0], 2), told_ratio(control[0], 2))
+    assert tells(under(README, "The paper's claim"), *(f"{margin}, {T}" for margin, T in zip(each, (4, 8, 16, 32))),
+                 ", ".join(value(duel["nll"]) for duel in runs[1]["duels"][:4]))
 
 
 def test_what_128_dimensions_do_from_scratch_stands_in_the_jsons():
@@ -292,7 +299,11 @@ def test_what_128_dimensions_do_from_scratch_stands_in_the_jsons():
     runs, said = [claims(name)[0] for name in RUNS[5:]], under(RESULTS["scratch"], "With 128 dimensions")
     each = [margins(runs, T) for T in (4, 8, 16)]
     assert tells(said, *each)
-    assert tells(under(RESULTS["README"], "The claim in short"), *each[1:])
+    short = under(RESULTS["README"], "The claim in short")
+    assert tells(short, *each[1:])
+    by_rule = [[[x for run in runs for x in run["cells"][f"{model}/remdm/{T}"]["nll_by_seed"]] for T in (8, 16, 32)]
+               for model in ("mdlm_more", "masked", "dsl")]
+    assert tells(short, *(gain(a, b) for other in by_rule[:2] for a, b in zip(other, by_rule[2], strict=True)))
     assert tells(said, ", ".join(f"{x:.2f}" for run in reversed(runs) for x in run["cells"]["dsl/mend/8"]["nll_by_seed"]))
     (mdlm, control), (rule, control_rule) = best(runs[1]), published(runs[1])
     assert tells(said, spelt(runs[1], mdlm), told_ratio(control, seeds=by_seed(runs[1], control)))
