@@ -34,7 +34,9 @@ def parse(cls, argv=None, presets=None, description=None):
     hints, chosen = typing.get_type_hints(cls), {}
     if presets:
         standard = next(f.default for f in dataclasses.fields(cls) if f.name == "preset")
-        chosen = presets[standard]
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--preset", nargs="?", default=standard)
+        chosen = presets.get(first.parse_known_args(argv)[0].preset, {})  # so that --help tells the defaults of the one that is asked for
     for f in dataclasses.fields(cls):
         kind, options = hints[f.name], {"help": f.metadata["help"].replace("%", "%%")}
         default = chosen.get(f.name, f.default)  # what a bare command line would use
@@ -57,7 +59,7 @@ def parse(cls, argv=None, presets=None, description=None):
     parser.error = usage_error  # one line, not the whole usage
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(parser.parse_args(argv)).items()}
     if presets:
-        given = presets[given.get("preset", standard)] | given
+        given = chosen | given
     try:
         if any(value != value for value in given.values()):
             raise ValueError("nan is no setting")

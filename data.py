@@ -141,7 +141,7 @@ def val_windows(tokens, length, count, eos=None):
 def spread_windows(tokens, length, count, eos=None):
     """`count` of the windows of val_windows (fewer if there are fewer), at equal distances over the whole split -> int64 array (N, L).
 
-    The first `count` would be of a few documents, whose likeness no error over windows shows: the first 256 of pydocs' 2,498 windows cost
+    The first `count` would be of a few documents, and no error over windows would show it: the first 256 of pydocs' 2,498 windows cost
     an AR model 1.67 +- 0.02 bits per byte, the first 2,048 of them 2.02 +- 0.01, and 256 that are spread 1.99 +- 0.03.
     """
     inner = length if eos is None else length - 2

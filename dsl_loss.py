@@ -85,11 +85,11 @@ def is_endpoint(sample, endpoint):
     return math.ceil((sample + 1) * endpoint) > math.ceil(sample * endpoint)
 
 
-def endpoint_snr(t, u):
-    """A random-order path at a random point: k = floor(t L) clean tokens, t uniform (B,), u (B, L) uniform -> snr (B, L) of 0 and inf."""
+def endpoint_snr(alpha, u):
+    """A random-order path at a random point: k = floor(alpha L) clean tokens, alpha uniform (B,), u (B, L) uniform -> snr (B, L)."""
     L = u.shape[-1]
     rank = u.argsort(-1).argsort(-1)  # a random permutation of 0..L-1
-    clean = rank < to_device((t * L).long().clamp(max=L - 1), u.device)[:, None]
+    clean = rank < to_device((alpha * L).long().clamp(max=L - 1), u.device)[:, None]
     return torch.zeros_like(u).masked_fill(clean, torch.inf)
 
 
@@ -118,16 +118,21 @@ def draw_corruption(seed, samples, length, d_embed, t_c, mix, device="cpu"):
 
 
 def token_ce(logits, x0):
-    """Cross-entropy of each token in float32 (or wider): logits (B, L, V), x0 (B, L) -> (B, L) nats."""
+    """Cross-entropy of each token in float32 (or wider): logits (..., V), x0 (...) -> (...) nats."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, 1), x0.flatten(), reduction="none").view_as(x0)
+    return F.cross_entropy(logits.flatten(0, -2), x0.flatten(), reduction="none").view_as(x0)
 
 
 def feature_ce(model, h, x0):
     """As token_ce(model.head(h), x0), from features h (B, L, C), without holding the logits of all tokens at once."""
     head = model.padded_head() if pads(h) else model.head
-    ce = in_chunks(lambda h, x: token_ce(head(h)[None], x[None])[0], len(model.E), h.flatten(0, 1), x0.flatten())
+    ce = in_chunks(lambda h, x: token_ce(head(h), x), model.mask_id, h.flatten(0, 1), x0.flatten())
     return ce.view_as(x0)
+
+
+def shown_ce(model, x, x0):
+    """Cross-entropy (B, L) of every token of x0 where the network is shown the ids x (B, L): tokens as they are, or the mask."""
+    return feature_ce(model, model.hidden(model.embed_ids(x)), x0)
 
 
 def masked_mean(ce, masked):
@@ -163,7 +168,7 @@ def mdlm_loss(model, x0, t, u):
     u (B, L) uniform decides the masks. A token that is shown carries over and costs nothing; the mask is never predicted.
     """
     masked = u < t[:, None]
-    ce = feature_ce(model, model.hidden(model.embed_ids(torch.where(masked, model.mask_id, x0))), x0)
+    ce = shown_ce(model, torch.where(masked, model.mask_id, x0), x0)
     loss = (ce * masked / t[:, None]).mean()
     return loss, loss.detach()
 
@@ -175,7 +180,7 @@ def shifted(x, mask_id):
 
 def ar_ce(model, x0):
     """Cross-entropy (B, L) of every token given those before it."""
-    return feature_ce(model, model.hidden(model.embed_ids(shifted(x0, model.mask_id))), x0)
+    return shown_ce(model, shifted(x0, model.mask_id), x0)
 
 
 def ar_loss(model, x0):
@@ -192,7 +197,7 @@ def roar_terms(model, x0, clean):
 
     Its mean over k ~ U{0..L-1} and random k-subsets is at least -log p(x0), with equality for the exact denoiser: MDLM's NELBO.
     """
-    ce = feature_ce(model, model.hidden(model.embed_ids(torch.where(clean, x0, model.mask_id))), x0)
+    ce = shown_ce(model, torch.where(clean, x0, model.mask_id), x0)
     return x0.shape[1] * masked_mean(ce, ~clean)
 
 

@@ -98,7 +98,7 @@ def score(judge, texts, device):
     features, nll, tokens = [], [], []
     for row, ids in zip(h, texts):  # a text at a time: (n, V) logits are the largest thing here
         logits = judge.head(row[: len(ids) - judge.first])
-        ce, counts = token_ce(logits[None], ids[None, judge.first :].to(device))[0].cpu().double(), counted(judge, ids)[judge.first :]
+        ce, counts = token_ce(logits, ids[judge.first :].to(device)).cpu().double(), counted(judge, ids)[judge.first :]
         features.append(row[len(ids) - judge.first].float().cpu())
         nll.append(ce[counts].sum())
         tokens.append(counts.sum())

@@ -64,7 +64,7 @@ def fold_modulation(state, prefix, cond, C, parts):
 
 
 def mdlm_to_dsl(state, n_head, length, d_embed, **changes):
-    """A model that gives the logits of an MDLM checkpoint at `embed_ids`, token columns, from its state dict (prefix `backbone.`).
+    """An MDLM's state dict (prefix `backbone.`) -> our model, whose logits after `embed_ids` are MDLM's own but for the mask's column.
 
     MDLM's time conditioning is off, so its input is the constant c = SiLU(mlp(sinusoid(0))): shift and scale fold into the norms and
     the gate is ours. The mask's output row is dropped, and the view's mask slot is set so that z = 0 shows exactly MDLM's mask row.

@@ -36,7 +36,7 @@ class ModelConfig:
     mask_share: float = 0.5  # the weight of the [MASK] slot in the view of z = 0 at the start
 
 
-WIDE = 2**26  # numbers of (tokens, V) that training holds at a time, 256 MiB of float32
+WIDE = 2**26  # numbers of (tokens, V) that are held at a time, 256 MiB of float32
 
 
 def pads(x):
@@ -50,8 +50,8 @@ def padded(x, value=0.0):
 
 
 def in_chunks(f, V, *rows):
-    """f(*rows) for tensors of n rows each, without ever holding (n, V) numbers: f gets WIDE / V rows at a time, and what it computes inside
-    is not kept but computed again in the backward pass. So few rows or fewer are left in one piece, and kept."""
+    """f(*rows) for tensors of n rows each. Where (n, V) is more than WIDE numbers, f gets WIDE / V rows at a time, and what it computes
+    inside is not kept but computed again in the backward pass; else it is called once."""
     rows_at_once = WIDE // V
     size = max(1, rows_at_once // 64 * 64 or rows_at_once)  # tensor cores want multiples of 64
     if len(rows[0]) <= size:

@@ -18,8 +18,8 @@ import torch
 def jump(state, alpha, alpha_next, remask, forgets=None, floor=0.0):
     """From a share alpha of revealed tokens to alpha_next (ReMDM, equations 7 and 8).
 
-    A revealed token is forgotten with probability remask, or exactly where `forgets` (B, L) says, down to the SNR `floor`; another is
-    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha). If a share remask is forgotten, the revealed one becomes alpha'.
+    A revealed token is forgotten with probability remask, or exactly where `forgets` (B, L) says, down to the SNR `floor`; any other is
+    revealed with probability (alpha' - (1 - remask) alpha) / (1 - alpha): so a share alpha' is revealed if a share remask was forgotten.
     """
     number = state.places("jump")
     forgets = state.revealed & (number < remask) if forgets is None else forgets
@@ -81,9 +81,9 @@ def forward_backward(state, j, T):
 
 
 def by_doubt(state, r, confidence, spread):
-    """Choose a share r of the revealed tokens (B, L) to forget, in proportion to (1 - p)^gamma for p (B, L) = confidence() or, with
-    --exact_doubt, leave_one_out(). They are fewer where that asks for a token more than once, and if `spread`, a third at most: as tokens
-    that are drawn at once know nothing of each other, a chosen one stays if another less than 3 apart is more doubtful."""
+    """Choose a share r of the revealed tokens (B, L) to forget, each with a probability in proportion to (1 - p)^gamma, at most 1, where p
+    (B, L) is confidence() or, with --exact_doubt, leave_one_out(). If `spread`, of those less than 3 apart only the most doubtful goes, so
+    a third at most: tokens that are drawn at once know nothing of each other."""
     p = state.leave_one_out() if state.cfg.exact_doubt else confidence()
     doubt = state.cfg.gamma * (1 - p).clamp(min=1e-9).log()
     some = state.revealed.any(1, keepdim=True)
@@ -98,8 +98,8 @@ def by_doubt(state, r, confidence, spread):
 
 
 def doubtful(state, j, T, confidence, floor=0.0):
-    """Forget as many tokens as ReMDM-cap would (eta is R / T by default) or, being chosen `by_doubt`, fewer; where they are, the text runs
-    ahead of its schedule: far ahead in a spread order with much remasking, where it is whole from halfway on."""
+    """Forget as many tokens as ReMDM-cap would (eta is R / T by default), but those that `by_doubt` chooses. Where it chooses fewer, the
+    text runs ahead of its schedule; in a spread order with much remasking it is whole from halfway on."""
     r = min(state.cfg.eta or state.cfg.remask_budget / T, limit(j / T, (j + 1) / T))
     if r == 0 or not state.revealed.any():  # the first step and the last: nothing to ask the network
         return jump(state, j / T, (j + 1) / T, r)

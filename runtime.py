@@ -195,10 +195,10 @@ def matmul_ceiling(device, context):
 SHAPES = {False: {"dynamic": True}, True: {"mode": "reduce-overhead"}}
 
 
-def compiled(f, cfg, device, steps=0, **options):
-    """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: on a GPU
-    from 200 on, a guess; on a CPU with g++ in runs of 2,000 steps or more in float32, where it takes some 1,000 of the demo's [measured];
-    in bfloat16 the pilot saw no gain in 8 minutes."""
+def compiled(f, cfg, device, steps, **options):
+    """The module or function f under torch.compile if cfg.compile is on, or auto and a run of so many steps wins its time back: from 200 on
+    a GPU, a guess; on a CPU, on Linux with g++, from 2,000 in float32, as it takes about as long as 1,000 of the demo's [measured]; in
+    bfloat16 it wins too little."""
     float32 = precision(device, cfg.dtype) == "float32"
     ready = sys.platform == "linux" and shutil.which("g++") and steps >= 2000 and float32
     if cfg.compile == "on" or cfg.compile == "auto" and (device.type == "cuda" and steps >= 200 or ready):

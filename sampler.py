@@ -50,7 +50,8 @@ def sample(model, samples, cfg, path=None, given=None, block=0, kind=State):
     one object that changes; at the end all of it is clean.
 
     `path` is a name of PATHS or any function (state, j, T) -> target SNR (B, L); default cfg.path, else posterior, which is for DSL.
-    `given` (L,) or (B, L) holds ids that stay and the mask where to write; default cfg.length masks. What is not clean after T steps is
+    `given` (L,) or (B, L) holds ids that stay and the mask where to write; default cfg.length masks, or the model's own
+    length of them. What is not clean after T steps is
     read off by argmax. `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use: *_, state = sample(...); state.x.
     """
     path = path or cfg.path or "posterior"
@@ -82,9 +83,11 @@ def load_for_sampling(cfg):
     if model.E.device.type == "mps":
         raise Problem("sampling draws in float64, which mps lacks: use --device cpu")
     cfg = replace(cfg, path=cfg.path or DEFAULT_PATHS[objective], length=cfg.length or L)
+    if objective == "ar" and cfg.steps == Config.steps:
+        cfg = replace(cfg, steps=cfg.length)  # there is no choice
     if objective == "ar" and (cfg.path != "ar" or cfg.infill or cfg.correct or cfg.clean_snr or cfg.steps != cfg.length):
-        raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --path ar --steps {cfg.length} and no --infill, --correct or "
-                      "--clean_snr")
+        raise Problem(f"{cfg.ckpt} is autoregressive, one call per token: use --steps {cfg.length}, and no other --path, --infill, "
+                      "--correct or --clean_snr")
     used = {cfg.path, cfg.then} if cfg.path == "hybrid" else {cfg.path}
     if objective != "dsl" and (cfg.correct or cfg.clean_snr or used & set(NEEDS_DSL)):
         asked = "--correct" if cfg.correct else f"--path {cfg.path}" if used & set(NEEDS_DSL) else "--clean_snr"
@@ -164,7 +167,8 @@ class Writer:
             return
         ignored = ("num_samples", "batch_size", "show", "watch", "out", "trace", "report", "device", "data_dir", "compile", "static")
         always = ("ckpt", "path", "steps")
-        said = [f"--{name}={value}" for name, value in asdict(cfg).items()  # so that flags yet to come leave today's files alone
+        said = [f"--{name}" if value is True else f"--{name}={value}" for name, value in asdict(cfg).items()
+                # what is not said has its default, so that flags yet to come leave today's files alone
                 if name not in ignored and (name in always or value != getattr(Config, name))]
         digest = hashlib.sha256(json.dumps([said, sha256(cfg.ckpt), device.type]).encode()).hexdigest()[:8]
         self.settings = shlex.join([digest, *said])

@@ -20,7 +20,8 @@ class Config:
     ckpt: str = arg("out/demo/ckpt.pt", "checkpoint of train.py")
     path: str = arg("", "the rule that moves each token's SNR, see paths.py; empty: posterior for a DSL checkpoint, remdm for an MDLM one, "
                         "ar for an autoregressive one", choices=("", *PATH_NAMES))
-    steps: int = arg(32, "T, each step at most one network call; of a text longer than the trained length, per block")
+    steps: int = arg(32, "T, each step at most one network call; of a text longer than the trained length, per block; of an "
+                        "autoregressive model as many as tokens")
     num_samples: int = arg(4, "how many texts")
     batch_size: int = arg(32, "texts at a time; changes no text")
     length: int = arg(0, "tokens in a text; 0: as in training; more: by blocks that slide by half the trained length")
@@ -62,10 +63,11 @@ class Config:
     data_dir: str = arg("data", "where datasets live, for --report")
     device: str = arg("", "cpu or cuda; empty: cuda where there is one")
     dtype: str = arg("float32", "precision of the network's matrix products; auto: bfloat16 where that is fast. Tokens are drawn in "
-                                "float32 or wider", choices=("auto", "float32", "bfloat16"))
+                                "float64", choices=("auto", "float32", "bfloat16"))
     static: bool = arg(False, "send all texts of a batch through the network each time, changed or not: one shape, as CUDA graphs want it; "
                               "changes no text")
-    compile: str = arg("auto", "torch.compile the network; auto: from 200 calls on CUDA, 2,000 on a CPU", choices=("auto", "on", "off"))
+    compile: str = arg("auto", "torch.compile the network; auto: from 200 calls on CUDA, 2,000 in float32 on a CPU",
+                       choices=("auto", "on", "off"))
 
     def __post_init__(self):
         for name in ("steps", "num_samples", "batch_size"):

@@ -27,11 +27,11 @@ def share(hits, of):
     return value.item(), ((hit - value * total).std() / total.mean() / len(of) ** 0.5).item()
 
 
-def jackknife(statistic, window, groups=GROUPS):
+def jackknife(statistic, window):
     """statistic(keep (n,) bool) -> float, of n tokens that belong to `window` (n,) -> (value, standard error): leave out every tenth window
     in turn. The error is that of the value, bias or not: an ECE that chance has raised stays raised, and there the error is up to 1.5 times
     too large."""
-    group = window.long() % groups
+    group = window.long() % GROUPS
     parts = group.unique()
     values = torch.tensor([statistic(group != g) for g in parts] if len(parts) > 1 else [], dtype=torch.float64)
     spread = (values - values.mean()).square().sum() * (len(values) - 1) / len(values) if len(values) > 1 else torch.tensor(math.nan)
@@ -58,50 +58,50 @@ def threshold(margin, kept):
     return margin.sort().values[needed - 1].item() if needed > 0 else 0.0
 
 
-def trade_off(margin, error, repairs, points=49):
+def trade_off(margin, error, repairs):
     """What is won and lost as tau falls to 0: margin, error, repairs (n,) -> list of (tau, kept, fixed), 1 - kept from 0.001 up.
 
     error marks the wrong tokens, repairs those whose likeliest token is the true one.
     """
     clean, wrong = margin[~error], error.sum()
-    taus = sorted({0.0, *(threshold(clean, 1 - spoilt) for spoilt in torch.logspace(-3, 0, points).tolist())}, reverse=True)
+    taus = sorted({0.0, *(threshold(clean, 1 - spoilt) for spoilt in torch.logspace(-3, 0, 49).tolist())}, reverse=True)
     return [(tau, (clean <= tau).double().mean().item(), ((error & repairs & (margin > tau)).sum() / wrong).item()) for tau in taus]
 
 
 # ---- calibration -------------------------------------------------------------------------------------------------------------
 
 
-def reliability(confidence, correct, bins=BINS):
-    """Equal-width bins: confidence (n,) in [0, 1], correct (n,) 0 or 1 -> count, confidence, accuracy, variance, (bins,) each.
+def reliability(confidence, correct):
+    """Equal-width bins: confidence (n,) in [0, 1], correct (n,) 0 or 1 -> count, confidence, accuracy, variance, (BINS,) each.
 
     confidence and accuracy are means; variance is sum c (1 - c), that of the number correct were each token right with probability c.
     """
-    place = (confidence * bins).long().clamp(max=bins - 1)
-    count, c, right, variance = (torch.bincount(place, weights, bins) for weights in
+    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    count, c, right, variance = (torch.bincount(place, weights, BINS) for weights in
                                  (None, confidence.double(), correct.double(), (confidence * (1 - confidence)).double()))
     return count, c / count.clamp(min=1), right / count.clamp(min=1), variance
 
 
-def ece(confidence, correct, bins=BINS):
+def ece(confidence, correct):
     """Expected calibration error: |accuracy - confidence| of each bin, weighted by its count -> float (Guo et al. 2017, equation 3)."""
-    count, c, accuracy, _ = reliability(confidence, correct, bins)
+    count, c, accuracy, _ = reliability(confidence, correct)
     return ((accuracy - c).abs() * count).sum().item() / len(confidence)
 
 
-def ece_by_chance(confidence, bins=BINS):
+def ece_by_chance(confidence):
     """What a perfectly calibrated model of these confidences (n,) scores -> (mean, standard deviation) of its ECE.
 
     Absolute values of chance never cancel, so ECE is above 0 for every finite n: a bin's gap is normal of the variance sum c (1 - c), whose
     absolute value has mean sqrt(2/pi) and variance 1 - 2/pi in its units. For independent tokens, so many that this sum is above 1 in each
     bin that counts; the true mean is somewhat higher.
     """
-    variance = reliability(confidence, torch.zeros_like(confidence), bins)[3]
+    variance = reliability(confidence, torch.zeros_like(confidence))[3]
     spread = ((1 - 2 / math.pi) * variance.sum()).sqrt()
     return ((2 / math.pi * variance).sqrt().sum() / len(confidence)).item(), (spread / len(confidence)).item()
 
 
-def error_by_entropy(entropy, correct, bins=10):
-    """Bins of equal count: entropy (n,) nats, correct (n,) -> list of (mean entropy, error rate, count), entropy rising."""
+def error_by_entropy(entropy, correct):
+    """Ten bins of equal count: entropy (n,) nats, correct (n,) -> list of (mean entropy, error rate, count), entropy rising."""
     order = entropy.argsort(stable=True)
-    parts = zip(entropy[order].tensor_split(bins), correct[order].double().tensor_split(bins))
+    parts = zip(entropy[order].tensor_split(10), correct[order].double().tensor_split(10))
     return [(h.double().mean().item(), 1 - c.mean().item(), len(h)) for h, c in parts if len(h)]

@@ -179,6 +179,8 @@ def start(cfg, rank, world, device):
     if cfg.frame_eos and meta["eos"] is None:
         raise Problem(f"--frame_eos needs an EOS token and {cfg.dataset} ({meta['tokenizer']}) has none: add --no-frame_eos")
     require_windows(cfg)
+    if cfg.sample_every:
+        tokenizer(meta["tokenizer"])  # GPT-2's vocabulary is fetched now, not at the first sample
     path = Path(cfg.out_dir) / "ckpt.pt"
     if path.exists() and not (cfg.resume or cfg.eval_only):
         raise Problem(f"{path} exists: add --resume to go on from it, or choose another --out_dir")
@@ -230,8 +232,8 @@ def update(cfg, run, objective, batches, step):
 
 
 def report(cfg, run, log, bar, seen, step, skipped, clock):
-    """Average what `update` said of the steps since `clock` over steps and ranks, show and log it -> `skipped` and those among them.
-    Nothing else waits for the device. Raises Problem after more than cfg.skip_nonfinite of them."""
+    """Show and log the means, over steps and ranks, of what `update` returned since `clock` -> `skipped`, with the steps among them whose
+    gradient was not finite. Only here does the host wait for the device. Raises Problem after more than cfg.skip_nonfinite such steps."""
     seen = torch.stack(seen).float().cpu()
     good, path = seen[:, 2].isfinite(), f"{cfg.out_dir}/ckpt.pt"
     for bad in (step - len(seen) + (~good).nonzero()[:, 0]).tolist():
@@ -275,13 +277,12 @@ def train(cfg, run, log):
             done, told = step + 1, stop.agreed()
             last = told or done == cfg.max_steps
             saves, shows = last or done % cfg.save_every == 0, cfg.sample_every and done % cfg.sample_every == 0
-            evaluates = cfg.evaluates(done)
-            if saves or shows or evaluates or done % cfg.log_every == 0:  # first: it raises before what is not finite is saved
+            if saves or shows or cfg.evaluates(done) or done % cfg.log_every == 0:  # first: it raises before what is not finite is saved
                 skipped = report(cfg, run, log, bar, seen, done, skipped, clock)
                 seen = []
             if run.rank == 0 and saves:
                 save(cfg, run, done, {})  # before the evaluation, lest that fails
-            if evaluates:
+            if cfg.evaluates(done):
                 scores = evaluate_now(cfg, run, log, bar.write, done)
                 if run.rank == 0 and saves:
                     save(cfg, run, done, scores)

@@ -67,7 +67,7 @@ class Config:
     warmup: int = arg(50, "steps of linear warm-up")
     lr_final: float = arg(0.05, "learning rate at the last step as a share of the peak, reached linearly; 1 keeps it constant")
     beta2: float = arg(0.98, "AdamW's second decay rate; the first is 0.9")
-    weight_decay: float = arg(0.0, "AdamW's weight decay")
+    weight_decay: float = arg(0.0, "AdamW's weight decay, of all parameters, norms and gates too")
     clip: float = arg(1.0, "largest norm of the gradient")
     ema: float = arg(0.995, "decay of the averaged weights, those that are evaluated and sampled")
     # what is seen and kept

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -144,6 +145,12 @@ def test_an_unfinished_file_is_gone_on_with(cfg, tmp_path, capsys):
     assert torn.read_bytes() == whole.read_bytes()
 
 
+def test_settings_of_a_text_are_flags(cfg, tmp_path):
+    settled = replace(cfg, path="mend", exact_doubt=True, prompt="a b", out=str(tmp_path / "x.jsonl"), num_samples=4, batch_size=32)
+    _, *flags = shlex.split(sampler.Writer(settled, torch.device("cpu")).settings)
+    assert parse_args([*flags, "--out", settled.out, "--device", "cpu"]) == settled
+
+
 def test_torchrun_shares_the_texts_out(cfg, tmp_path):
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     sampler.main(replace(cfg, out=str(one)))
@@ -203,9 +210,9 @@ def test_watch_prints_plain_lines_when_stdout_is_no_terminal(cfg, capsys):
 
 
 def test_an_autoregressive_checkpoint_samples_left_to_right_without_seeing_the_future(tmp_path):
-    cfg = parse_args(["--ckpt", checkpoint(tmp_path / "ar.pt", "ar"), "--device", "cpu", "--steps", "16", "--temperature", "0"])
+    cfg = parse_args(["--ckpt", checkpoint(tmp_path / "ar.pt", "ar"), "--device", "cpu", "--temperature", "0"])
     model, _, cfg = sampler.load_for_sampling(cfg)
-    assert cfg.path == "ar"
+    assert (cfg.path, cfg.steps) == ("ar", 16)
     *_, state = sample(model, [0], cfg)
     x = torch.empty(1, 0, dtype=torch.long)
     for _ in range(16):  # greedy decoding, written out
@@ -313,8 +320,8 @@ def test_a_report_is_written_by_one_process_at_a_time(cfg, tmp_path, monkeypatch
 
 def test_an_autoregressive_checkpoint_refuses_other_paths(tmp_path):
     path = checkpoint(tmp_path / "ar.pt", "ar")
-    for flags in ("--path mdlm --steps 16", "--steps 8", "--infill a[MASK] --steps 16"):
-        with pytest.raises(Problem, match="--path ar --steps 16 and no --infill"):
+    for flags in ("--path mdlm", "--steps 8", "--infill a[MASK] --steps 16"):
+        with pytest.raises(Problem, match="use --steps 16, and no other --path, --infill"):
             sampler.load_for_sampling(parse_args(["--ckpt", path, "--device", "cpu", *flags.split()]))
 
 

@@ -333,6 +333,10 @@ def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_flags_override_the_preset():
+def test_flags_override_the_preset(capsys):
+    for flags, steps in (["--preset", "demo"], 4800), (["--preset=text8"], 500_000), ([], 60_000):
+        with pytest.raises(SystemExit):
+            train.parse_args([*flags, "--help"])
+        assert f"optimiser steps (default: {steps})" in " ".join(capsys.readouterr().out.split())
     assert train.parse_args(["--preset", "demo", "--lr", "0.5"]).lr == 0.5
     assert train.parse_args([]) == train.parse_args(["--preset", "owt"]) != train.parse_args(["--preset", "demo"])
