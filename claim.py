@@ -21,7 +21,7 @@ from metrics import mauve, ngram_js
 REPLICATES = 400
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # number of values -> Student's t
 PUBLISHED = "remdm"  # the path with ReMDM's published settings
-BASELINE, CONTROLS = "mdlm_more", ("masked",)  # what DSL is compared with: MDLM; and DSL's unweighted loss on masked texts alone
+BASELINE, CONTROL = "mdlm_more", "masked"  # what DSL is compared with: MDLM; and DSL's unweighted loss on masked texts alone
 
 
 def at_entropy(nll, entropy, target):
@@ -116,9 +116,7 @@ def of_seeds(seeds, nfe, ours, names, T, steps):
         bound = ">" if math.isinf(ratio) else "<" if ratio < 1.01 * shortest / nfe[ours, T] else ""
         found.append((longest / nfe[ours, T] if bound == ">" else ratio, bound))
     ratio, bounds = zip(*found)
-    middle, half = difference(np.log(ratio), np.zeros(len(seeds)), paired=True)
-    return {"by_seed": list(ratio), "bounds": list(bounds),
-            "student": [math.nan if any(bounds) else math.exp(middle + x) for x in (-half, half)]}
+    return {"by_seed": list(ratio), "bounds": list(bounds), "student": student(found)}
 
 
 def ratio_report(point, boot, nfe, ours, names, at, steps, seeds=()):
@@ -163,10 +161,9 @@ def describe(c, target, references, of_references):
     too small, as those of an index share random numbers at both temperatures and are taken for independent. All but nll_by_seed are of all
     its texts as they are, at a mean entropy that is near the target and stands beside them."""
     areas, perplexity = mauve(c["features"], of_references, range(3)), math.exp(c["nll"].mean())
-    texts, real = ([{"ids": ids.tolist()} for ids in some] for some in (c["texts"], references))
     return {"num_samples": c["nll"].size, "nfe": float(c["nfe"].mean()), "nll_by_seed": by_seed(c, target),
             "place": place(c["entropy"], target), "gen_ppl": [perplexity, perplexity * float(c["nll"].std() / c["nll"].size ** 0.5)],
-            "mauve": [areas.mean().item(), areas.std().item()], **distances(texts, real)}
+            "mauve": [areas.mean().item(), areas.std().item()], **distances(c["texts"], references)}
 
 
 def difference(a, b, paired=False):
@@ -175,6 +172,12 @@ def difference(a, b, paired=False):
     a, b = np.array(a), np.array(b)
     variance = (a - b).var(ddof=1) if paired else a.var(ddof=1) + b.var(ddof=1)
     return [float(a.mean() - b.mean()), T_95[len(a)] * float((variance / len(a)) ** 0.5)]
+
+
+def student(by_seed):
+    """The 95% interval of the seeds' ratios [(ratio, bound)], Student's t of their logarithms; nan where one of them is only a bound."""
+    middle, half = difference(np.log([ratio for ratio, _ in by_seed]), np.zeros(len(by_seed)), paired=True)
+    return [math.nan if any(bound for _, bound in by_seed) else math.exp(middle + x) for x in (-half, half)]
 
 
 def duel(table, cells, pair, references, of_references, paired=False):
@@ -230,14 +233,11 @@ def compare_all(cells, pairs, steps, length, target, references, of_references, 
         names = of_model(cells, model)
         same = {name.split("/")[1]: {T: [point[mine, T] - point[name, T], spread(boot[mine, T] - boot[name, T])] for T in steps}
                 for name in names for mine in [name.replace(model, "dsl")] if (mine, steps[0]) in point}
-        return {"against_best": ratio_report(point, boot, nfe, ours, names, at, steps, seeds),
-                "against_published": ratio_report(point, boot, nfe, ours, [f"{model}/{PUBLISHED}"], at, steps, seeds),
-                "published_against_published": ratio_report(point, boot, nfe, f"dsl/{PUBLISHED}", [f"{model}/{PUBLISHED}"], at, steps,
-                                                            seeds),
-                "same_rule": same}
+        asked = {"against_best": (ours, names), "against_published": (ours, [f"{model}/{PUBLISHED}"]),
+                 "published_against_published": (f"dsl/{PUBLISHED}", [f"{model}/{PUBLISHED}"])}
+        return {what: ratio_report(point, boot, nfe, *who, at, steps, seeds) for what, who in asked.items()} | {"same_rule": same}
 
-    others = {model: against(model) for model in CONTROLS if of_model(cells, model)}
-    return {"best_path": ours, **against(BASELINE), "controls": others,
+    return {"best_path": ours, **against(BASELINE), "controls": {CONTROL: against(CONTROL)},
             "duels": [duel(table, cells, pair, references, of_references, paired) for pair in pairs],
             "cells": {f"{name}/{T}": row for (name, T), row in table.items()}}
 

@@ -48,8 +48,9 @@ class Config:
             raise ValueError("--seeds and --batch_size must be at least 1")
         if len(set(self.samples)) < len(self.samples):
             raise ValueError("a file of samples is named twice")
-        if {os.path.abspath(file) for file in (self.out, self.frontier) if file} & set(map(os.path.abspath, (*self.samples, self.judge))):
-            raise ValueError("--out or --frontier would write over a file that is read: name another")
+        files = [os.path.abspath(file) for file in (self.out, self.frontier, *self.samples, self.judge) if file]
+        if len(set(files)) < len(files):
+            raise ValueError("--out and --frontier would write over each other, or over a file that is read: name others")
         if self.frontier and (self.judge == "none" or not self.frontier.endswith((".png", ".pdf", ".svg"))):
             raise ValueError("--frontier needs a judge, and a name that ends in .png, .pdf or .svg")
 
@@ -76,10 +77,12 @@ from scores import mean_and_stderr
 def read_samples(path, tok):
     """The rows of a samples file -> list of {"text", "ids", "settings", "nfe"}. Raises Problem for lines that are no samples, and for
     ids of another tokenizer than the data's."""
-    rows, line = [], "\n"
+    rows, number, line = [], 0, "\n"
     try:
         with open(path, encoding="utf-8-sig") as f:
-            for line in filter(str.strip, f):
+            for number, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
                 row = json.loads(line)
                 ids, nfe, settings = row.get("ids"), row.get("nfe"), row.get("settings", "")
                 good = isinstance(row.get("text"), str) and isinstance(settings, str) and isinstance(nfe, (int, float, type(None)))
@@ -89,9 +92,10 @@ def read_samples(path, tok):
                 rows.append({"text": row["text"], "ids": ids, "settings": settings, "nfe": nfe})
     except (FileNotFoundError, IsADirectoryError):
         raise Problem(f"no samples at {path}: write them with `python sampler.py --num_samples 1000 --out {path}`") from None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError) as error:
+        number += isinstance(error, UnicodeError)  # of a line that cannot be read
         cut = ": it is cut off, run the command that writes it again" * (not line.endswith("\n"))
-        raise Problem(f"{path}, line {len(rows) + 1}: not a sample{cut}; each must be a json object with a field text") from None
+        raise Problem(f"{path}, line {number}: not a sample{cut}; each must be a json object with a field text") from None
     for number, row in enumerate(rows):
         if max(row["ids"], default=0) >= tok.n_vocab or number < 10 and tok.decode(row["ids"]) != row["text"]:
             raise Problem(f"the ids of {path} are not {tok.name} tokens, as the data's are: name the --data that the model was trained on")
@@ -139,14 +143,13 @@ def likelihood(nll, tokens):
     return [mean, (errors.std() / len(nll) ** 0.5).item()]
 
 
-def distances(rows, references):
-    """What needs no judge: entropy, repetition, distinct n-grams and, given references, n-gram JS divergences -> dict."""
-    texts = [torch.tensor(row["ids"], dtype=torch.int64) for row in rows]
+def distances(texts, references=None):
+    """What of lists of ids needs no judge: entropy, repetition, distinct n-grams and, given references, n-gram JS divergences -> dict."""
     numbers = {"entropy": mean_and_stderr(entropy(texts)), "repetition": mean_and_stderr(repetition(texts))}
     for n in range(1, 5):
         numbers[f"distinct_{n}"] = distinct(texts, n)
-        if references:
-            numbers[f"js_{n}"] = ngram_js(texts, [row["ids"] for row in references], n)
+        if references is not None:
+            numbers[f"js_{n}"] = ngram_js(texts, references, n)
     return numbers
 
 
@@ -166,7 +169,7 @@ def compare(rows, said, references=None, of_references=None, seeds=5):
         if said and references:
             values = mauve(features, of_references[0], range(seeds))
             numbers["mauve"] = [values.mean().item(), values.std().item() if len(values) > 1 else None]
-        return numbers | distances(rows, references)
+        return numbers | distances(*([row["ids"] for row in some] for some in (rows, references) if some))
     except ValueError as error:  # of metrics.py: a sentence already
         raise Problem(str(error)) from None
 

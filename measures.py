@@ -55,22 +55,22 @@ class Config:
         if self.sampler and (self.tune or not self.results):
             raise ValueError("--sampler is for other texts: name other --results, and leave out --tune")
         sampler_args(shlex.split(self.sampler))  # a usage error of its own
-        if other := set(re.findall(r"--(?:no_)?(\w+)", self.sampler)) - set(KNOBS):
+        if other := set(re.findall(r"--(?:no-)?(\w+)", self.sampler)) - set(KNOBS):
             raise ValueError(f"--sampler takes --{', --'.join(KNOBS)}, not --{min(other)}")
         if self.results and os.path.abspath(self.results) == os.path.abspath(self.claim):
             raise ValueError("--claim would be overwritten: name other --results")
 
 
-def parse_args(argv=None, description=None):
-    return parse(Config, argv, description=description)
+def parse_args(argv=None):
+    return parse(Config, argv, description=__doc__)
 
 
-CFG = parse_args(description=__doc__) if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
+CFG = parse_args() if __name__ == "__main__" else None  # before torch is imported: a typo should cost nothing
 
 import numpy as np
 from tqdm import tqdm
 
-from claim import calls_to_reach, difference
+from claim import calls_to_reach, student
 from data import load_tokens
 from eval_mauve import matched
 from metrics import conditional_entropy, entropy, mauve, ngram_js, ngram_mmd, ngram_shares
@@ -154,10 +154,8 @@ def compare(found, cfg):
             mine, theirs = found[cfg.ours, T], [found[cfg.other, at] for at in cfg.calls]
             each = [ratio((mine["nfe"], of[what]), [(c["nfe"], c["by_seed"][s][what]) for c in theirs])
                     for s, of in enumerate(mine["by_seed"])]
-            middle, half = difference(np.log([value for value, _ in each]), np.zeros(len(each)), paired=True)
-            whole = not any(bound for _, bound in each)
             out.setdefault(what, {})[T] = {"ratio": ratio((mine["nfe"], mine["all"][what]), [(c["nfe"], c["all"][what]) for c in theirs]),
-                                           "by_seed": each, "student": [math.exp(middle + x) if whole else math.nan for x in (-half, half)]}
+                                           "by_seed": each, "student": student(each)}
     return out
 
 
@@ -180,11 +178,7 @@ def draw(plt, seen, real, ours):
 def claimed(cfg):
     """The json of the claim, and the Config that it had. Raises Problem where it is missing, of other data, or lacks one of the two."""
     asked = Claim(scale=cfg.scale, data=cfg.data, data_dir=cfg.data_dir, out_dir=cfg.out_dir, results=cfg.claim, workers=cfg.workers)
-    try:
-        stored = claim_of(asked)
-        asked = as_it_was(asked, stored["config"])
-    except Problem as problem:
-        raise Problem(str(problem).replace("--results", "--claim")) from None
+    asked = as_it_was(asked, (stored := claim_of(cfg.claim))["config"])
     names = [curve.name for curve in asked.curves if curve.name in stored["tuning"] and curve.path != "ar"]
     for flag, name in (("ours", cfg.ours), ("other", cfg.other)):
         if name not in names:

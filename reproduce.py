@@ -250,7 +250,7 @@ def draw(cfg, tuning, judge, target, tag="", only=None):
     """Sample and judge every cell, or `only` one; anew, up to twice, where the data's entropy lies outside of those of its two temperatures
     by more than a quarter of their distance -> {(model/path, T): what was measured}, {(model/path, T): the better temperature}."""
     def measured(plan, what):
-        sample_all(cfg, tasks_of(plan), what)
+        sample_all(cfg, list(plan.values()), what)
         return arrays(cfg, plan, judge)
 
     plan = {key: argvs for key, argvs in cells(cfg, tuning, judge.context, tag).items() if only in (None, key)}
@@ -288,7 +288,7 @@ def claim(cfg, rates, known):
     pairs = opponents(point, ours, cfg.steps, judge.context)
     larger = cells(cfg, tuning, judge.context, texts=scale.duel_texts, better=better)
     more = {key: larger[key] for pair in pairs for key in pair}  # MAUVE wants 1,000 texts
-    sample_all(cfg, tasks_of(more), "sampling more where the claim is decided")
+    sample_all(cfg, list(more.values()), "sampling more where the claim is decided")
     found |= arrays(cfg, more, judge)
     numbers = compare_all(found, pairs, cfg.steps, judge.context, target[0], real, features, cfg.mdlm_per_seed or cfg.from_scratch)
     save_json(f"{cfg.results}.json", config=asdict(cfg), scale=scale._asdict(), judge=judge.key, learning_rates=rates, tuning=tuning,
@@ -300,7 +300,8 @@ def claim(cfg, rates, known):
 
 def again(cfg):
     """Draw one cell anew, with other random numbers, and print it beside the published one."""
-    stored = claim_of(cfg)
+    if cfg.cell not in (stored := claim_of(cfg.results))["cells"]:
+        raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(stored['cells'])}")
     cfg, (name, T) = as_it_was(cfg, stored["config"]), cfg.cell.rsplit("/", 1)
     plan = trainings(cfg, stored["learning_rates"], cfg.training_seeds)
     wanted = ("judge", "ar") if name == "ar/ar" else ("judge", "mdlm", name.split("/")[0])
@@ -320,6 +321,8 @@ def main(cfg):
     if meta["val"]["tokens"] < (needed := scale.duel_texts * length):
         raise Problem(f"the validation split of {cfg.data} has {meta['val']['tokens']:,} tokens, and samples are compared with {needed:,}: "
                       "prepare a larger text")
+    if cfg.cell:
+        return again(cfg)
     number = len(plan | trainings(cfg, rates or dict.fromkeys(WAYS, ""), cfg.training_seeds))
     texts, late = cfg.texts_in_cell
     print(f"{cfg.scale}: {number} trainings on {cfg.data}, {len(cfg.curves)} curves at T = {cfg.steps}, {texts} texts in a cell, {late} "
@@ -328,8 +331,6 @@ def main(cfg):
         return print("\n".join(f"python train.py {shlex.join(argv)}" for argv in plan.values()),
                      *[f"and each way at the best of its rates, seeds {cfg.training_seeds}, with the MDLMs they go on from, if from any"]
                      * (not rates), sep="\n")
-    if cfg.cell:
-        return again(cfg)
     pyplot()
     found = train_all(cfg, plan)
     rates = rates or best_rates(cfg, found)

@@ -62,7 +62,7 @@ class Config:
             raise ValueError("--from_scratch goes on from nothing at its own rates: leave out --mdlm_per_seed, --fine_tune_steps, --rates")
         if self.fine_tune_steps and not self.rates:
             raise ValueError("--fine_tune_steps needs --rates: the scale's were chosen for its own length")
-        numbers = [float(rate) for rate in self.rates if re.fullmatch(r"\d[\d.]*(e-\d+)?", rate)]
+        numbers = [float(rate) for rate in self.rates if re.fullmatch(r"\d+(\.\d*)?(e-\d+)?", rate)]
         if self.rates and (len(self.rates) != len(WAYS) or len(numbers) != len(WAYS) or not all(numbers)):
             raise ValueError("--rates are three numbers above 0, of MDLM continued, the control and DSL: 1e-3 2e-3 8e-3, say")
         if self.tuning and os.path.abspath(self.tuning) == os.path.abspath(f"{self.results}_tuning.json"):
@@ -187,9 +187,9 @@ def mdlm_of(cfg, seed):
     return f"mdlm-{seed}" if cfg.mdlm_per_seed else "mdlm"
 
 
-def trainings(cfg, best=None, seeds=(0,), d_embed=0):
+def trainings(cfg, best=None, seeds=(0,)):
     """Folder -> flags of train.py, in order: with the learning rates to choose from, on the thrown-away seed, or, once `best` {model: rate}
-    is known, with that and these `seeds`; `d_embed` instead of the config's."""
+    is known, with that and these `seeds`."""
     scale, seeds = SCALES[cfg.scale], seeds if best else (THROWN_AWAY,)
     steps = scale.pretrain if cfg.from_scratch else cfg.fine_tune_steps or scale.tune
     common = f"--preset demo --dataset {cfg.data} --data_dir {cfg.data_dir} --log_every 50 --d_embed 32 {scale.network}".split()
@@ -205,7 +205,7 @@ def trainings(cfg, best=None, seeds=(0,), d_embed=0):
         for lr in (best[model],) if best else cfg.lrs[model]:
             plan[f"{model}-{seed}" if best else f"{model}-lr{lr}"] = [  # by its MDLM's own seed it would see the same masks again
                 *WAYS[model], "--init_from", start, "--max_steps", str(steps), "--lr", lr, "--seed", str(seed + 100 * cfg.mdlm_per_seed),
-                *(("--d_embed", str(d_embed or cfg.d_embed)) if model in ours else ())]
+                *(("--d_embed", str(cfg.d_embed)) if model in ours else ())]
     return {name: [*common, "--out_dir", f"{cfg.out_dir}/{name}", *flags] for name, flags in plan.items()}
 
 
@@ -215,7 +215,7 @@ EARLIER = {"from_scratch": False, "fine_tune_steps": 0, "d_embed": 32, "cool": F
 
 def earlier(cfg):
     """What the run that left --tuning chose, {} without that -> {"learning_rates": {model: rate}, "paths": {model/path: [...] as of
-    reproduce.tune_all}, "judge": its key, "from_scratch", "fine_tune_steps" and "d_embed": as the flags}."""
+    reproduce.tune_all}, "judge": its key, "from_scratch", "fine_tune_steps", "d_embed" and "cool": as the flags}."""
     if not cfg.tuning:
         return {}
     try:
@@ -233,32 +233,31 @@ def earlier(cfg):
     return known
 
 
-def claim_of(cfg):
-    """The json of --results, of which --cell, if any, is to be drawn anew. Raises Problem where it is no claim, or without that cell."""
+def claim_of(name):
+    """The json that a whole run left as `name`. Raises Problem where there is none."""
     try:
-        with open(f"{cfg.results}.json") as f:
+        with open(f"{name}.json") as f:
             stored = json.load(f)
-        cells, *_ = (stored[key] for key in ("cells", "config", "learning_rates", "tuning", "data"))
+        if missing := [key for key in ("cells", "config", "data", "learning_rates", "tuning") if key not in stored]:
+            raise KeyError(missing[0])
+        return stored
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Problem(f"{cfg.results}.json holds no claim ({error}): name the --results of an earlier run") from None
-    if cfg.cell and cfg.cell not in cells:
-        raise Problem(f"{cfg.results}.json has no cell {cfg.cell}: choose one of {', '.join(cells)}")
-    return stored
+        raise Problem(f"{name}.json holds no claim ({error}): run reproduce.py first, or name what an earlier run left") from None
 
 
 def as_it_was(cfg, stored):
     """`cfg` with what says which models, cells and texts there were in the run whose config is `stored`. Raises Problem if it asks for
     others."""
     if (cfg.data, cfg.scale) != (was := (stored["data"], stored["scale"])):
-        raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name your own --results")
+        raise Problem(f"{cfg.results}.json is of --data {was[0]} --scale {was[1]}: say so, or name another claim")
     stored, models = EARLIER | stored, (*WHICH_MODELS, "d_embed")
     defaults = {flag: getattr(Config, flag) for flag in (*models, "paths", "calls", "seeds", "texts")}
     then = {flag: type(default)(stored.get(flag, default)) for flag, default in defaults.items()}  # a younger flag had its default
     if other := [flag for flag in models if getattr(cfg, flag) not in (defaults[flag], then[flag])]:
-        raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the --results "
+        raise Problem(f"{cfg.results}.json is not of a run with --{other[0]} {getattr(cfg, other[0])}: leave it out, or name the claim "
                       "of such a run")
     if (there := stored["out_dir"]) != cfg.out_dir and any(then[flag] != getattr(Config, flag) for flag in models):
-        raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name your own --results")
+        raise Problem(f"{cfg.results}.json is of models in {there}: say --out_dir {there}, or name another claim")
     return replace(cfg, **then)
 
 

@@ -18,14 +18,14 @@ from sampler_config import parse_args as sampler_args
 
 
 def test_every_variant_is_a_training_or_another_sampling():
-    cfg, published = ablate.parse_args(["--tune", "700"]), {"learning_rates": {"mdlm_more": "2e-3", "masked": "4e-3", "dsl": "8e-3"}}
+    cfg, published = ablate.parse_args([]), {"learning_rates": {"mdlm_more": "2e-3", "masked": "4e-3", "dsl": "8e-3"}}
     asked = {v.name: train_args(ablate.plan_of(cfg, v, published)) for v in ablate.VARIANTS if v.flags}
     seeds = {v.name: train_args(ablate.plan_of(cfg, v, published, 2)).seed for v in ablate.VARIANTS if v.flags}
     assert {name for name, seed in seeds.items() if seed != 2} == {v for v in seeds if "each" in v} and seeds["long_each"] == 102
     own = {"steps500": 500, "steps1000": 1000, "steps4000": 4000} | {name: 9600 for name in asked if "scratch" in name}
     own |= {name: 8000 for name in asked if "long" in name} | dict.fromkeys(("wide_mdlm", "wide_mdlm_slow", "narrow_mdlm"), 9600)
-    assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 700) for name in asked}
-    assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8_700-0"
+    assert {name: a.max_steps for name, a in asked.items()} == {name: own.get(name, 2000) for name in asked}
+    assert len({a.out_dir for a in asked.values()}) == len(asked) and asked["D8"].out_dir == "out/reproduce/dsl_D8-0"
     of = {"lr_twice": 0.016, "beta_fixed": 8e-3, "long": 8e-3, "long_masks": 4e-3, "each_D128_slow": 4e-3, "each_D128_fast": 0.016}
     of |= {"mdlm_long": 2e-3, "mdlm_long_fast": 1e-3, "mdlm_lr_half": 1e-3}
     of |= {"mdlm_each_slow": 1e-3, "mdlm_each_fast": 1e-3, "masks_each": 4e-3, "masks_each_slow": 1e-3, "masks_each_fast": 4e-3}
@@ -34,9 +34,9 @@ def test_every_variant_is_a_training_or_another_sampling():
     rates = {"slow": 2e-3, "slower": 1e-3}
     assert all(asked[name].lr == rates.get(name.split("_")[-1], 4e-3) for name in own if "scratch" in name)
     alone = ablate.plan_all(replace(cfg, seeds=(1, 2)), [v for v in ablate.VARIANTS if v.name == "D8"], published)
-    assert list(alone) == ["judge", "mdlm", "dsl-0", "masked-0", "mdlm_more-0", "dsl_D8_700-1", "dsl_D8_700-2"]
+    assert list(alone) == ["judge", "mdlm", "dsl-0", "masked-0", "mdlm_more-0", "dsl_D8-1", "dsl_D8-2"]
     by_wide = ablate.plan_all(replace(cfg, claimed=False), [v for v in ablate.VARIANTS if v.name == "wide" or not v.flags], published)
-    assert list(by_wide) == ["judge", "mdlm", "dsl-0", "dsl_wide_700-0"]  # which is what dsl-0 goes on from
+    assert list(by_wide) == ["judge", "mdlm", "dsl-0", "dsl_wide-0"]  # which is what dsl-0 goes on from
     assert {a.objective for name, a in asked.items() if "mdlm" in name} == {"mdlm"} != {asked["scratch"].objective} == {"dsl"}
     for name in ("wide", "narrow"):
         slow = ("_mdlm_more_slow", "_masks_slow", "_slow") if name == "wide" else ()
@@ -98,12 +98,12 @@ def test_mdlms_mend_by_lookup_and_the_others_by_evidence(tmp_path, monkeypatch):
 
 
 def test_a_claim_of_several_mdlms_is_for_models_from_scratch_alone(tmp_path):
-    asked = [], ["--no-claimed"], ["--only", "scratch"]
+    asked, rest = ([], ["--no-claimed"], ["--only", "scratch"]), {"learning_rates": {}, "cells": {}, "data": {}}
     for start, flags in itertools.product(({"mdlm_per_seed": True}, {"fine_tune_steps": 8000}), asked):
-        (tmp_path / "each.json").write_text(json.dumps({"config": start, "tuning": {}, "learning_rates": {}}))
+        (tmp_path / "each.json").write_text(json.dumps({"config": start, "tuning": {}, **rest}))
         with pytest.raises(Problem, match="has an MDLM for each seed"):
             ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", *flags]))
-    each = {"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, "learning_rates": {}}
+    each = {"config": {"mdlm_per_seed": True, "data": "pydocs", "scale": "cpu"}, **rest}
     with pytest.raises(Problem, match="lacks settings for mend"):  # what starts from scratch goes on from none
         (tmp_path / "each.json").write_text(json.dumps(each | {"tuning": {}}))
         ablate.main(ablate.parse_args(["--claim", f"{tmp_path}/each", "--no-claimed", "--only", "scratch", "--paths", "mend"]))
@@ -115,7 +115,7 @@ def test_a_claim_of_several_mdlms_is_for_models_from_scratch_alone(tmp_path):
 def test_ablations_ask_every_variant_the_same(claimed, tmp_path, monkeypatch, capsys):
     _, ran = claimed
     monkeypatch.setattr(ablate, "VARIANTS", (ablate.Variant("endpoint1", "--endpoint 1", "why?", "worse"),
-                                             ablate.Variant("mdlm_slow", "--objective mdlm --lr {slow}", "and?", "worse"),
+                                             ablate.Variant("mdlm_slow", "--objective mdlm --lr 2e-3", "and?", "worse"),
                                              ablate.Variant("clean1", "", "and?", "as before", "--clean_snr 1")))
     monkeypatch.setattr(ablate, "sample_all", reproduce.sample_all)
     analyse = ablate.analyze.main

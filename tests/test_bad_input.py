@@ -104,10 +104,10 @@ def test_what_a_terminal_cannot_show_ends_nothing(monkeypatch):
 
 
 def test_samples_are_not_written_over(capsys):
-    for flags in ("a.jsonl --out ./a.jsonl", "b.jsonl a.jsonl --judge x.pt --frontier x.png --out x.pt"):
+    for flags in ("a.jsonl --out ./a.jsonl", "b.jsonl a.jsonl --judge x.pt --frontier x.png --out x.pt", "a --out f.png --frontier f.png"):
         with pytest.raises(SystemExit):
             eval_mauve.parse_args(flags.split())
-        assert "would write over a file that is read" in capsys.readouterr().err
+        assert "would write over each other, or over a file that is read" in capsys.readouterr().err
     for flags in ("--ckpt a.pt --report ./a.pt", "--ckpt a.pt --out a.pt", "--trace b --out b"):
         with pytest.raises(SystemExit):
             sampler_args(flags.split())
@@ -121,7 +121,7 @@ def test_samples_of_a_killed_run_or_another_editor_are_told_apart(tmp_path):
     path.write_text(2 * row + row[:12])
     with pytest.raises(Problem, match="line 3: not a sample: it is cut off, run the command that writes it again"):
         eval_mauve.read_samples(str(path), eval_mauve.tokenizer("bytes"))
-    for text, line in ((2 * row + "oops\n", 3), ("日本".encode("utf-16").decode("latin-1"), 1)):
+    for text, line in ((2 * row + "oops\n", 3), ("\n \n" + row + "oops\n", 4), ("日本".encode("utf-16").decode("latin-1"), 1)):
         path.write_text(text, encoding="latin-1")
         with pytest.raises(Problem, match=f"line {line}: not a sample; each"):
             eval_mauve.read_samples(str(path), eval_mauve.tokenizer("bytes"))

@@ -12,15 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from pages import README, RESULTS, ROOT
 
 from config import provenance
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-RESULTS = {path.stem: path.read_text() for path in sorted((ROOT / "results").glob("*.md"))}
 SCRIPTS = [p for p in sorted(ROOT.glob("*.py")) if '\nif __name__ == "__main__":' in p.read_text()]
 SOURCES = sorted(ROOT.glob("*.py"))
 

@@ -104,7 +104,7 @@ def test_a_whole_run_tells_what_stands_in_its_files(claimed, tmp_path, capsys):
     assert exact["mdlm_more/remdm/4"]["all"] == found["cells"]["mdlm_more/remdm/4"]["all"]  # a path that asks for no doubt
 
     for other, match in (({"other": "mdlm/remdm"}, "has no mdlm/remdm: choose --other of"), ({"texts": 13}, "39 .* there are 36: lower"),
-                         ({"ours": "mend"}, "has no mend: choose --ours of"), ({"claim": "x"}, "x.json holds no claim .* the --claim of")):
+                         ({"ours": "mend"}, "has no mend: choose --ours of"), ({"claim": "x"}, "x.json holds no claim .*run reproduce")):
         with pytest.raises(Problem, match=match):
             measures.main(replace(cfg, **other))
     stored = json.loads((tmp_path / "results" / "claim.json").read_text())
