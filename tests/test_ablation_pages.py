@@ -78,6 +78,14 @@ def test_another_rate_and_32_dimensions_with_the_other_seeds_stand_in_their_json
     assert tells(under(RESULTS["sphere"]), six[0])
 
 
+def rate_row(label, nll, trained):
+    """The row of a learning rate: NLLs at T = 8, 16, 32 by seed, and the loss that each was trained with; the label names the rate."""
+    configs = [train_args(shlex.split(each["command"])[2:]) for each in trained]
+    losses = [own_loss(each["validation"], config) for each, config in zip(trained, configs)]
+    assert {config.lr for config in configs} == {float(re.search(r"[\d.]+e-\d", label)[0])}
+    return [label, *(", ".join(f"{x:.2f}" for x in nll[T]) for T in (8, 16, 32)), ", ".join(f"{x:.3f}" for x in losses)]
+
+
 def test_rates_by_the_sampler_stand_in_their_jsons():
     header = "| learning rate | T = 8 | 16 | 32 | own loss: DSL's in nats per token, MDLM's its bound in bits per byte |"
     (rows,) = rows_below(RESULTS["ablations"], header)
@@ -91,15 +99,23 @@ def test_rates_by_the_sampler_stand_in_their_jsons():
         variant = of["variants"][name]
         found.append(({T: variant["nll_by_seed"][f"{path}/{T}"] for T in (8, 16, 32)}, variant["trained"].values()))
     found.insert(3, found.pop(0))  # the table has DSL's first
-    for (label, *values), (nll, trained) in zip(rows, found, strict=True):
-        configs = [train_args(shlex.split(each["command"])[2:]) for each in trained]
-        losses = [own_loss(each["validation"], config) for each, config in zip(trained, configs)]
-        assert values == [*(", ".join(f"{x:.2f}" for x in nll[T]) for T in (8, 16, 32)), ", ".join(f"{x:.3f}" for x in losses)], label
-        assert {config.lr for config in configs} == {float(re.search(r"[\d.]+e-\d", label)[0])}
+    assert rows == [rate_row(label, *of) for (label, *_), of in zip(rows, found, strict=True)]
     ours, slow, fast, more, more_slow, more_fast = (nll for nll, _ in found)
     said = under(RESULTS["ablations"], "Rates by the sampler")
     assert tells(said, *(gain(of[T], ours[T]) for of in (fast, slow) for T in (8, 16, 32)))
     assert tells(said, gain(more_slow[32], more[32]), gain(more[32], more_fast[32]), gain(ours[8], more_fast[32]))
+
+
+def test_the_control_s_rates_by_the_sampler_stand_in_their_json():
+    """As above, with seeds 0 to 2: how much worse half the rate is, and twice the rate, at each T."""
+    said = under(RESULTS["ablations"], "Rates by the sampler")
+    (rows,) = rows_below(said, "| the control's learning rate | T = 8 | 16 | 32 | own loss, nats per token |")
+    variants = json.loads((ROOT / "results" / "rates_control.json").read_text())["variants"]
+    names = "dsl_masks_each", "dsl_masks_each_slow", "dsl_masks_each_fast"
+    nll = [{T: variants[name]["nll_by_seed"][f"mend-recorded/{T}"] for T in (8, 16, 32)} for name in names]
+    assert rows == [rate_row(label, of, variants[name]["trained"].values())
+                    for (label, *_), of, name in zip(rows, nll, names, strict=True)]
+    assert tells(said, *(gain(of[T], nll[0][T]) for of in nll[1:] for T in (8, 16, 32)))
 
 
 def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
