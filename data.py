@@ -58,7 +58,7 @@ def load_meta(name, folder=DATA):
     """The dict of `folder/name/meta.json`; a Problem tells what to run when it is not there."""
     try:
         meta = json.loads((Path(folder) / name / "meta.json").read_text())
-        if isinstance(meta, dict):
+        if isinstance(meta, dict) and {"tokenizer", "vocab_size", "eos"} <= meta.keys():
             return meta
         raise ValueError
     except FileNotFoundError:
@@ -74,14 +74,18 @@ def require_text(ckpt, path, name, folder=DATA):
 
 
 def load_tokens(name, split, folder=DATA):
-    """The ids of a split as a read-only uint16 memmap; its length is checked against meta.json."""
+    """The ids of a split as a read-only uint16 memmap; its length is checked against meta.json, and its first 10 million ids."""
     path, meta = Path(folder) / name / f"{split}.bin", load_meta(name, folder)
     if "tokens" not in meta.get(split, {}):
         raise Problem(f"{folder}/{name}/meta.json says nothing of a {split} split: delete the folder and prepare the dataset again")
     expected = meta[split]["tokens"]
     if not path.is_file() or path.stat().st_size != 2 * expected:
         raise Problem(f"{path} is missing or not {expected:,} tokens long: delete the folder and prepare the dataset again")
-    return np.memmap(path, dtype=np.uint16, mode="r")
+    tokens = np.memmap(path, dtype=np.uint16, mode="r")
+    if tokens[:10_000_000].max() >= meta["vocab_size"]:
+        raise Problem(f"{path} holds ids beyond the {meta['vocab_size']:,} that meta.json names: delete the folder and prepare the dataset "
+                      "again")
+    return tokens
 
 
 @functools.lru_cache(maxsize=2)

@@ -198,7 +198,8 @@ class DSL(nn.Module):
 
 
 def save_checkpoint(path, model, **state):
-    """Write the model's weights and `state` (plain types and tensors) to `path`, atomically. `model` is the raw module, never a wrapper."""
+    """Write the model's weights and `state` (plain types and tensors) to `path`, atomically. `model` is the raw module, never a wrapper;
+    load_checkpoint wants `config`, of the training, and `tokenizer`, its name, in the state."""
     with whole_file(path) as f:
         try:
             torch.save({"model": model.state_dict(), "model_config": asdict(model.config), **state}, f)
@@ -217,8 +218,9 @@ def load_checkpoint(path, device="cpu"):
         ckpt = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # zip, pickle and torch each have their own way to say it
         raise Problem(f"{path} is not a readable checkpoint (truncated or of another program): use another or train again") from None
-    if not isinstance(ckpt, dict) or not {"model", "model_config"} <= ckpt.keys():
-        raise Problem(f"{path} is not a checkpoint of train.py: it lacks the model and its configuration")
+    lacks = {"model", "model_config", "config", "tokenizer"} - (ckpt.keys() if isinstance(ckpt, dict) else set())
+    if lacks:
+        raise Problem(f"{path} is not a checkpoint of train.py: it lacks {', '.join(sorted(lacks))}")
     try:
         model = DSL(ModelConfig(**ckpt["model_config"]))
         model.load_state_dict(ckpt.get("ema", ckpt["model"]))

@@ -282,7 +282,7 @@ def test_what_does_not_fit_together_is_a_problem(cfg, tmp_path):
     for name, changes in (("text8", {"tokenizer": "text8", "vocab_size": 27}), ("few", {"val": {"tokens": 300, "bytes": 300}})):
         (tmp_path / "data" / name).mkdir()
         (tmp_path / "data" / name / "meta.json").write_text(json.dumps(meta | changes))
-        np.arange(300).astype(np.uint16).tofile(tmp_path / "data" / name / "val.bin")
+        (np.arange(300) % 27).astype(np.uint16).tofile(tmp_path / "data" / name / "val.bin")
     with pytest.raises(Problem, match="text8 holds 27 kinds of text8 tokens"):
         ask_for("bounds", cfg, "--data", "text8")
     with pytest.raises(Problem, match="few has 18 validation windows"):

@@ -69,7 +69,7 @@ def test_a_stranger_s_line_in_the_log_stays_and_the_run_goes_on(cfg):
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     model = DSL(ModelConfig(7, 4, n_layer=1, n_head=1, d_model=4, d_embed=2))
     torch.nn.init.constant_(model.norm.weight, torch.nan)
-    save_checkpoint(tmp_path / "ckpt.pt", model)
+    save_checkpoint(tmp_path / "ckpt.pt", model, config={}, tokenizer="bytes")
     with pytest.raises(Problem, match="holds weights that are not finite"):
         load_checkpoint(tmp_path / "ckpt.pt")
 

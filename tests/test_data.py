@@ -10,6 +10,8 @@ import prepare_owt
 from config import Problem
 from data import load_tokens, tokenizer, train_windows, val_windows, word_report
 
+BYTES = {"tokenizer": "bytes", "vocab_size": 257, "eos": 256}
+
 
 def test_tokenizers_round_trip():
     text = "Grüße, 世界!\n\ttwo  spaces\x00"
@@ -64,7 +66,7 @@ def test_words_are_known_that_occur_in_either_split(tmp_path):
     (tmp_path / "x").mkdir()
     for split, text in (("train", "red " * 9), ("val", "blue " * 4)):
         np.frombuffer(text.encode(), np.uint8).astype(np.uint16).tofile(tmp_path / "x" / f"{split}.bin")
-    (tmp_path / "x" / "meta.json").write_text(json.dumps({"tokenizer": "bytes", "train": {"tokens": 36}, "val": {"tokens": 20}}))
+    (tmp_path / "x" / "meta.json").write_text(json.dumps(BYTES | {"train": {"tokens": 36}, "val": {"tokens": 20}}))
     found = word_report(["red blue", " red\ngreen blue redblue"], "x", 6, tmp_path)
     assert found == {"known_words": pytest.approx(4 / 6), "stderr": pytest.approx(2 / 9), "known_words_of_real_text": pytest.approx(1 / 6),
                      "num_samples": 2, "corpus": "x"}
@@ -76,7 +78,7 @@ def test_a_damaged_dataset_is_named(tmp_path):
     with pytest.raises(Problem, match="prepare_owt.py"):
         load_tokens("x", "train", tmp_path)
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "meta.json").write_text(json.dumps({"train": {"tokens": 10}}))
+    (tmp_path / "x" / "meta.json").write_text(json.dumps(BYTES | {"train": {"tokens": 10}}))
     with pytest.raises(Problem, match="missing or not 10 tokens long"):
         load_tokens("x", "train", tmp_path)
     np.arange(9, dtype=np.uint16).tofile(tmp_path / "x" / "train.bin")
@@ -84,9 +86,13 @@ def test_a_damaged_dataset_is_named(tmp_path):
         load_tokens("x", "train", tmp_path)
     with pytest.raises(Problem, match="says nothing of a val split"):
         load_tokens("x", "val", tmp_path)
-    (tmp_path / "x" / "meta.json").write_text("{")
-    with pytest.raises(Problem, match="damaged"):
+    np.arange(248, 258, dtype=np.uint16).tofile(tmp_path / "x" / "train.bin")
+    with pytest.raises(Problem, match="holds ids beyond the 257 that meta.json names"):
         load_tokens("x", "train", tmp_path)
+    for damaged in ("{", "[]", json.dumps({"train": {"tokens": 10}})):
+        (tmp_path / "x" / "meta.json").write_text(damaged)
+        with pytest.raises(Problem, match="damaged"):
+            load_tokens("x", "train", tmp_path)
 
 
 def test_a_file_that_is_named_twice_is_read_once(tmp_path):

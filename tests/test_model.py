@@ -120,7 +120,7 @@ def test_checkpoint_round_trip(tmp_path):
     model, average = tiny(), tiny()
     with torch.no_grad():
         average.out.bias.add_(1)
-    save_checkpoint(tmp_path / "a" / "ckpt.pt", model, ema=average.state_dict(), step=3, tokenizer="bytes")
+    save_checkpoint(tmp_path / "a" / "ckpt.pt", model, ema=average.state_dict(), step=3, config={}, tokenizer="bytes")
     loaded, ckpt = load_checkpoint(tmp_path / "a" / "ckpt.pt")
     assert ckpt["step"] == 3 and ckpt["tokenizer"] == "bytes" and not loaded.training
     x = torch.randint(8, (2, 6))
@@ -131,7 +131,7 @@ def test_checkpoint_round_trip(tmp_path):
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "ckpt.pt"
-    save_checkpoint(path, tiny(), step=1)
+    save_checkpoint(path, tiny(), step=1, config={}, tokenizer="bytes")
     with pytest.raises(Exception, match="pickle"):
         save_checkpoint(path, tiny(), step=2, what=lambda: 0)
     assert load_checkpoint(path)[1]["step"] == 1
@@ -142,17 +142,18 @@ def test_bad_checkpoints_are_named(tmp_path):
     path = tmp_path / "ckpt.pt"
     with pytest.raises(Problem, match="make demo"):
         load_checkpoint(path)
-    save_checkpoint(path, tiny())
+    save_checkpoint(path, tiny(), config={}, tokenizer="bytes")
     whole = path.read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
         path.write_bytes(broken)
         with pytest.raises(Problem, match="not a readable checkpoint"):
             load_checkpoint(path)
-    torch.save({"state_dict": {}}, path)
-    with pytest.raises(Problem, match="not a checkpoint of train.py"):
-        load_checkpoint(path)
+    for stranger in ({"state_dict": {}}, tiny().state_dict(), [1.0]):
+        torch.save(stranger, path)
+        with pytest.raises(Problem, match="not a checkpoint of train.py: it lacks config, model, model_config, tokenizer"):
+            load_checkpoint(path)
     state = tiny().state_dict()
-    torch.save({"model": state, "model_config": {**TINY.__dict__, "vocab_size": 9}}, path)
+    torch.save({"model": state, "model_config": {**TINY.__dict__, "vocab_size": 9}, "config": {}, "tokenizer": "bytes"}, path)
     with pytest.raises(Problem, match="do not fit"):
         load_checkpoint(path)
 
