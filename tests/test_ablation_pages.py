@@ -118,6 +118,30 @@ def test_the_control_s_rates_by_the_sampler_stand_in_their_json():
     assert tells(said, *(gain(of[T], nll[0][T]) for of in nll[1:] for T in (8, 16, 32)))
 
 
+def test_what_mends_most_stands_in_its_jsons():
+    """`mend`, random errors mended as evidence, and bounds, by seed; of how many times what MDLM continued mends that is."""
+    said = under(RESULTS["ablations"], "What mends most")
+    header = "| 128 dimensions, `mend`, by seed | T = 8 | 16 | 32 | random errors mended as evidence, % | bound, bits per byte |"
+    (rows,) = rows_below(said, header)
+    found, corrected = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("mending", "mending_correction"))
+    names = "dsl_each_D128", "dsl_each_D128_E_fixed", "dsl_each_D128_E_fixed_slow", "mdlm_each"
+    nll = [{T: found["variants"][name]["nll_by_seed"].get(f"mend/{T}", []) for T in (8, 16, 32)} for name in names]
+    mends = [[100 * of["result"]["random"]["evidence"]["at_98"]["fixed"][0] for key, of in corrected["models"].items()
+              if f"/{name}-" in key] for name in names]
+    bounds = [[each["roar"][0] for each in found["variants"][name]["trained"].values()] for name in names]
+    told = [[", ".join(f"{x:.2f}" for x in of[T]) for T in (8, 16, 32)]
+            + [", ".join(f"{x:.1f}" for x in shares), ", ".join(f"{x:.3f}" for x in bound)]
+            for of, shares, bound in zip(nll, mends, bounds, strict=True)]
+    assert [row[1:] for row in rows] == told
+    *shares, rival = map(np.array, mends)
+    assert tells(said, *(f"{x.mean() / rival.mean():.1f}" for x in shares), ", ".join(f"{x:.1f}" for x in (shares[2] / rival)[:2]))
+    assert [(x > 3 * rival).tolist() for x in shares] == [[False, False, True]] * 3
+    assert 3 * 9.6 > max(x.mean() for x in shares)
+    base, frozen, slow = nll[:3]
+    assert tells(said, *(gain(base[T], frozen[T]) for T in (8, 16, 32)))
+    assert tells(said, *(gain(slow[T], frozen[T]) for T in (8, 16, 32)))
+
+
 def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
     """What each draft brings with its best gamma, the best of them in bold; ratios at T = 8, margins of (a), and the errors by texts."""
     said, (found, _) = under(RESULTS["again"], "Settings of its own"), claims("claim_D128_again_settings")
