@@ -127,7 +127,8 @@ def optional(module):
 
 def out_of_memory(error):
     """Whether a RuntimeError of torch says so: a GPU's has a class of its own, a CPU's allocator's has none."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    said = "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in said)
 
 
 def run(main):

@@ -146,7 +146,7 @@ class State:
         """The probability (B, L) of each revealed token given all the others, itself masked; 0 at the others. It is what `confidence`
         stands for, at the price of a call for each token, cfg.batch_size of them at a time, instead of one for the text."""
         out, mask = torch.zeros_like(self.snr), self.model.embed_ids(torch.full_like(self.x[:1, :1], self.model.mask_id))
-        parts = ((i, at) for i, where in enumerate(self.revealed) for at in where.nonzero()[:, 0].split(self.cfg.batch_size))
+        parts = ((i, at) for i, where in enumerate(self.revealed) if where.any() for at in where.nonzero()[:, 0].split(self.cfg.batch_size))
         for text, at in parts:
             h, row = self.embed(torch.arange(len(self.x), device=at.device) == text), torch.arange(len(at), device=at.device)
             h = h.repeat(len(at), 1, 1)

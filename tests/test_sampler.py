@@ -58,6 +58,14 @@ def test_leave_one_out_is_the_exact_conditional():
     assert state.leave_one_out().tolist() == [[0, pytest.approx(exact[5, 1].item())]] and state.nfe.tolist() == [1]
 
 
+def test_exact_doubt_of_a_text_without_a_token_yet_is_no_call():
+    model = DSL(ModelConfig(7, 4, n_layer=1, n_head=1, d_model=8, d_embed=4)).eval()
+    state = State(model, range(2), EXACT, masked(model, 4, 2))
+    state.x[1, 2], state.snr[1, 2] = 5, torch.inf
+    with torch.no_grad():
+        assert (state.leave_one_out() > 0).nonzero().tolist() == [[1, 2]] and state.nfe.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("path", ["posterior", "mend-recorded"])
 def test_exact_doubt_asks_for_every_token(path):
     toy, calls = Wide(ExactDenoiser(), 24), []
