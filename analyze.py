@@ -45,6 +45,8 @@ class Config:
             raise ValueError("--batch_size and --refine must be at least 1, --sweep 2, --steps 4, --num_windows 20")
         if not 0 < self.corrupt < 1 or not 0 < self.evidence_snr < float("inf"):
             raise ValueError("--corrupt must be between 0 and 1, --evidence_snr positive and finite")
+        if self.out.endswith("/"):
+            raise ValueError("--out is a file's name without .json, not a folder")
         if len(set(self.ckpt)) < len(self.ckpt):
             raise ValueError("--ckpt names a file twice")
 

@@ -91,6 +91,8 @@ def writable(path):
     if path.exists() and not path.is_file():
         raise Problem(f"{path} is no plain file: name another")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise Problem(f"{path} cannot be written, its folder is read-only: name another")
     return path
 
 

@@ -58,7 +58,7 @@ def load_meta(name, folder=DATA):
     """The dict of `folder/name/meta.json`; a Problem tells what to run when it is not there."""
     try:
         meta = json.loads((Path(folder) / name / "meta.json").read_text())
-        if isinstance(meta, dict) and {"tokenizer", "vocab_size", "eos"} <= meta.keys():
+        if isinstance(meta, dict) and {"tokenizer", "vocab_size", "eos"} <= meta.keys() and isinstance(meta["vocab_size"], int):
             return meta
         raise ValueError
     except FileNotFoundError:
@@ -76,7 +76,7 @@ def require_text(ckpt, path, name, folder=DATA):
 def load_tokens(name, split, folder=DATA):
     """The ids of a split as a read-only uint16 memmap; its length is checked against meta.json, and its first 10 million ids."""
     path, meta = Path(folder) / name / f"{split}.bin", load_meta(name, folder)
-    if "tokens" not in meta.get(split, {}):
+    if not isinstance(meta.get(split), dict) or not meta[split].get("tokens"):
         raise Problem(f"{folder}/{name}/meta.json says nothing of a {split} split: delete the folder and prepare the dataset again")
     expected = meta[split]["tokens"]
     if not path.is_file() or path.stat().st_size != 2 * expected:

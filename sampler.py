@@ -224,6 +224,11 @@ def generate(cfg, model, tok, given, writer, rank, world, framed=False):
     where = f"{cfg.trace}.{rank}" if world > 1 else cfg.trace  # a file per process
     if cfg.trace and len(todo) < len(mine) and (todo or not os.path.exists(where)):
         raise Problem(f"--trace {cfg.trace} would lose the texts that are done already: leave it out, or delete {cfg.out} and start anew")
+    if cfg.trace and writable(where).exists():
+        with open(where, "rb") as old:
+            head = old.read(10)
+        if head and (head[:9] != b'{"index":' or head[9:] == b" "):  # a space stands there in --out
+            raise Problem(f"{where} is no trace of sampler.py and would be lost: choose another --trace")
     batches = [todo[i : i + cfg.batch_size] for i in range(0, len(todo), cfg.batch_size)]
     with contextlib.ExitStack() as stack:
         trace = stack.enter_context(contextlib.closing(Trace(where))) if cfg.trace else None

@@ -95,6 +95,8 @@ class Config:
                 raise ValueError(f"--{name} cannot be negative")
         if not (self.lr > 0 and self.snr_median > 0 and self.clip > 0 and 0 <= self.beta2 < 1 and 0 < self.mask_share < 1):
             raise ValueError("--lr, --snr_median and --clip must be positive, --beta2 and --mask_share between 0 and 1")
+        if not self.out_dir:
+            raise ValueError("--out_dir is empty: is a variable of the shell unset?")
         if self.seed >= 2**63 or self.device == "mps" and self.sample_every:
             raise ValueError("--seed must be below 2^63; --sample_every draws in float64, which mps lacks")
         if not set(self.frozen) <= {"E", "beta"}:

@@ -304,7 +304,8 @@ def test_windows_are_spread_over_the_whole_split(eos):
 
 
 @pytest.mark.parametrize("flags", ["", "correct", "bounds --num_windows 3", "correction --corrupt 1", "correction --evidence_snr nan",
-                                   "correction --sweep 1", "calibration --steps 3", "bounds --ckpt a a", "correction --refine 0"])
+                                   "correction --sweep 1", "calibration --steps 3", "bounds --ckpt a a",
+                                   "bounds --out a/", "correction --refine 0"])
 def test_bad_flags_are_usage_errors(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         analyze.parse_args(flags.split())

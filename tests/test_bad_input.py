@@ -23,6 +23,7 @@ from mdlm import read_mdlm
 from model import DSL, ModelConfig, load_checkpoint, save_checkpoint
 from runtime import Log
 from sampler_config import parse_args as sampler_args
+from train_config import parse_args as train_args
 
 
 def asked(cfg, *flags):
@@ -200,3 +201,28 @@ def test_a_closed_log_lets_others_train(cfg):
         Log(cfg, run)
     first.close()
     Log(cfg, run).close()
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("config.os.access", lambda path, mode: Path(path) != tmp_path)  # a test may be run by root, who may write anywhere
+    with pytest.raises(Problem, match="r.json cannot be written, its folder is read-only: name another"):
+        config.writable(tmp_path / "r.json")
+    assert config.writable(tmp_path / "other" / "r.json").parent.is_dir()
+
+
+def test_a_trace_overwrites_a_trace_and_nothing_else(cfg, tmp_path):
+    train.main(replace(cfg, max_steps=2))
+    trace, texts = tmp_path / "trace.jsonl", tmp_path / "texts.jsonl"
+    sampler.main(asked(cfg, "--trace", str(trace), "--out", str(texts)))
+    sampler.main(asked(cfg, "--trace", str(trace)))
+    for path in (texts, Path(cfg.out_dir, "log.jsonl")):
+        before = path.read_bytes()
+        with pytest.raises(Problem, match=f"{path.name} is no trace of sampler.py and would be lost"):
+            sampler.main(asked(cfg, "--trace", str(path)))
+        assert path.read_bytes() == before
+
+
+def test_an_empty_folder_s_name_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_args(["--out_dir="])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1

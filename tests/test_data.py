@@ -84,12 +84,14 @@ def test_a_damaged_dataset_is_named(tmp_path):
     np.arange(9, dtype=np.uint16).tofile(tmp_path / "x" / "train.bin")
     with pytest.raises(Problem, match="missing or not 10 tokens long"):
         load_tokens("x", "train", tmp_path)
-    with pytest.raises(Problem, match="says nothing of a val split"):
-        load_tokens("x", "val", tmp_path)
+    for val in ({}, {"val": None}, {"val": 3}, {"val": {"tokens": 0}}):
+        (tmp_path / "x" / "meta.json").write_text(json.dumps(BYTES | {"train": {"tokens": 10}} | val))
+        with pytest.raises(Problem, match="says nothing of a val split"):
+            load_tokens("x", "val", tmp_path)
     np.arange(248, 258, dtype=np.uint16).tofile(tmp_path / "x" / "train.bin")
     with pytest.raises(Problem, match="holds ids beyond the 257 that meta.json names"):
         load_tokens("x", "train", tmp_path)
-    for damaged in ("{", "[]", json.dumps({"train": {"tokens": 10}})):
+    for damaged in ("{", "[]", json.dumps({"train": {"tokens": 10}}), json.dumps(BYTES | {"vocab_size": "257"})):
         (tmp_path / "x" / "meta.json").write_text(damaged)
         with pytest.raises(Problem, match="damaged"):
             load_tokens("x", "train", tmp_path)
