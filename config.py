@@ -86,7 +86,8 @@ def provenance():
 
 
 def writable(path):
-    """The Path of a file to write, its folder made. Raises Problem for what is no plain file: better before the work than after it."""
+    """The Path of a file to write, its folder made. Raises Problem for what is no plain file, or in a read-only folder:
+    better before the work than after it."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise Problem(f"{path} is no plain file: name another")
