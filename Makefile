@@ -67,7 +67,7 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 
 # The paper's claim: an MDLM for each of three seeds, the paths that decide it, at the rates and settings of results/claim_spread_tuning.json,
 # and, for DSL, a sphere of D dimensions; of 32, whatever D, with LONG=1 and ALL=1, as those were run. SEEDS="3 4 5" asks three other
-# trainings, under names of their own.
+# trainings, under names of their own, as any others do.
 # On two cores that are fast in bfloat16 the answer to T = 64 stands after 111 minutes, that to T = 256 after 162. On English prose where TEXT
 # names some (.txt, .md or .jsonl, also .gz or .xz), else on pydocs.
 # With LONG=1, in three and a half hours by estimate, at these settings, T to 64, four times the fine-tuning, MDLM's at twice its rate. With
@@ -77,7 +77,8 @@ out/eval/mdlm-%.jsonl: out/mdlm/ckpt.pt FORCE
 # times as large (0.9); a run that has ended draws what it lacks. Interrupted, they go on.
 D = 128
 SEEDS = 0 1 2
-AGAIN = $(if $(ALL),,$(if $(filter-out 0 1 2,$(SEEDS)),_again))
+NAMED = $(subst $(eval) ,_,$(strip $(SEEDS)))
+AGAIN = $(if $(ALL)$(filter 0_1_2,$(NAMED)),,$(if $(filter 3_4_5,$(NAMED)),_again,_seeds_$(NAMED)))
 TEXT ?= $(wildcard ../shared/data/english.txt.xz)
 CORPUS := $(if $(TEXT),english,pydocs)
 KIND = $(if $(ALL),,$(if $(FROM_SCRATCH),_scratch_D$(D),$(if $(LONG),_long,_D$(D))))

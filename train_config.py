@@ -1,6 +1,7 @@
 """Every number of a training run: the configuration, its flags and its presets. Standard library only, read before torch is imported."""
 
 from dataclasses import dataclass
+from math import inf
 
 from config import arg, parse
 
@@ -93,8 +94,8 @@ class Config:
         for name in ("micro_batch", "seed", "warmup", "weight_decay", "eval_every", "sample_every", "skip_nonfinite", "snr_sigma"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} cannot be negative")
-        if not (self.lr > 0 and self.snr_median > 0 and self.clip > 0 and 0 <= self.beta2 < 1 and 0 < self.mask_share < 1):
-            raise ValueError("--lr, --snr_median and --clip must be positive, --beta2 and --mask_share between 0 and 1")
+        if not (0 < self.lr < inf and self.snr_median > 0 and self.clip > 0 and 0 <= self.beta2 < 1 and 0 < self.mask_share < 1):
+            raise ValueError("--lr, --snr_median and --clip must be positive, --lr finite, --beta2 and --mask_share between 0 and 1")
         if not self.out_dir:
             raise ValueError("--out_dir is empty: is a variable of the shell unset?")
         if self.seed >= 2**63 or self.device == "mps" and self.sample_every:

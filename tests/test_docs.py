@@ -33,7 +33,7 @@ def commands_in(text):
 
 def commands():
     """Those of the README's code blocks and of the Makefile."""
-    kinds = "", "D=32", "FROM_SCRATCH=1", "LONG=1", "TEXTS=99", "SEEDS='3 4 5'"
+    kinds = "", "D=32", "FROM_SCRATCH=1", "LONG=1", "TEXTS=99", "SEEDS='3 4 5'", "SEEDS='0 3'"
     goals = ["demo results evaluate bench bench_gpu ablations", *(f"reproduce {of}" for of in kinds)]
     asked = {"ALL", "D", "FROM_SCRATCH", "LONG", "SEEDS", "TEXTS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
     plain = {key: value for key, value in os.environ.items() if key not in asked}
@@ -56,13 +56,13 @@ def test_the_readme_holds_commands():
     sooner = {flags for flags in runs if flags.startswith("--calls 4 8 16 32 64 ")}  # each kind is begun with these T, and ended with all
     assert {" ".join(flags.split()[6:]) for flags in sooner} == {" ".join(flags.split()) for flags in runs - sooner}
     assert sorted(re.findall("--mdlm_per_seed|--from_scratch|--fine_tune_steps|--texts", flags) for flags in sooner) == [
-        [], ["--from_scratch"], *3 * [["--mdlm_per_seed"]], ["--mdlm_per_seed", "--fine_tune_steps"], ["--mdlm_per_seed", "--texts"]]
+        [], ["--from_scratch"], *4 * [["--mdlm_per_seed"]], ["--mdlm_per_seed", "--fine_tune_steps"], ["--mdlm_per_seed", "--texts"]]
     dimensions = {re.search(r"--results results/claim(\w*)", flags)[1]: re.search(r"--d_embed (\d+)", flags)[1] for flags in sooner}
     for script, flags in found:
-        if script == "analyze.py" and (run := re.search(r"--out results/claim_D128(_again)?_c", flags)):  # of the seeds asked for
-            seeds = "345" if run[1] else "012"
+        if script == "analyze.py" and (run := re.search(r"--out results/claim_D128(_again|_seeds_0_3)?_c", flags)):  # of its seeds
+            seeds = {"_again": "345", "_seeds_0_3": "03"}.get(run[1], "012")
             assert sorted(re.findall(r"/(\w+-\d)/ckpt", flags)) == [f"{who}-{n}" for who in ("dsl", "masked", "mdlm_more") for n in seeds]
-    of_32, of_128 = ("", "_long", "_D32"), ("_D128", "_D128_again", "_scratch_D128")
+    of_32, of_128 = ("", "_long", "_D32"), ("_D128", "_D128_again", "_D128_seeds_0_3", "_scratch_D128")
     assert dimensions == dict.fromkeys(of_32, "32") | dict.fromkeys(of_128, "128")  # as their jsons were made
 
 

@@ -327,7 +327,7 @@ def test_learning_rate_warms_up_and_falls_to_its_share(cfg):
 @pytest.mark.parametrize("flags", ["--lr x", "--lr -1", "--max_steps 0", "--preset none", "--endpoint 2", "--max_step 5",
                                    "--n_head 3 --d_model 64", "--objective gan", "stray", "--micro_batch -1", "--beta2 1",
                                    "--clip 0", "--lr nan", "--seed -1", "--frozen bias", "--frame_eos --length 2", "--eval_windows 9",
-                                   "--weight_decay nan", "--seed 9223372036854775808", "--device mps --sample_every 5"])
+                                   "--weight_decay nan", "--lr inf", "--seed 9223372036854775808", "--device mps --sample_every 5"])
 def test_bad_flags_are_usage_errors_of_one_line(flags, capsys):
     with pytest.raises(SystemExit) as error:
         train.parse_args(flags.split())
