@@ -50,9 +50,9 @@ def sample(model, samples, cfg, path=None, given=None, block=0, kind=State):
     one object that changes; at the end all of it is clean.
 
     `path` is a name of PATHS or any function (state, j, T) -> target SNR (B, L); default cfg.path, else posterior, which is for DSL.
-    `given` (L,) or (B, L) holds ids that stay and the mask where to write; default cfg.length masks, or the model's own
-    length of them. What is not clean after T steps is
-    read off by argmax. `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use: *_, state = sample(...); state.x.
+    `given` (L,) or (B, L) holds ids that stay and the mask where to write; default cfg.length masks, or the model's own length of them.
+    What is not clean after T steps is read off by argmax. `model` needs embed_ids, embed_noisy, hidden, head, E and mask_id. Use:
+    *_, state = sample(...); state.x.
     """
     path = path or cfg.path or "posterior"
     rule = PATHS[path] if isinstance(path, str) else path
