@@ -118,28 +118,49 @@ def test_the_control_s_rates_by_the_sampler_stand_in_their_json():
     assert tells(said, *(gain(of[T], nll[0][T]) for of in nll[1:] for T in (8, 16, 32)))
 
 
+MENDING = "| 128 dimensions, `mend`, by seed | T = 8 | 16 | 32 | random errors mended as evidence, % | bound, bits per byte |"
+FROZEN = "dsl_each_D128", "dsl_each_D128_E_fixed"
+MENDED = *FROZEN, "dsl_each_D128_E_fixed_slow", "mdlm_each"
+
+
+def mending(said, name, models):
+    """Of a table of MENDING and its jsons: NLLs {T: by seed}, errors mended in %, and bounds of each model, by seed, as its rows say."""
+    (rows,) = rows_below(said, MENDING)
+    found, corrected = (json.loads((ROOT / "results" / f"{of}.json").read_text()) for of in (name, f"{name}_correction"))
+    nll = [{T: found["variants"][model]["nll_by_seed"].get(f"mend/{T}", []) for T in (8, 16, 32)} for model in models]
+    mends = [[100 * of["result"]["random"]["evidence"]["at_98"]["fixed"][0] for key, of in corrected["models"].items()
+              if f"/{model}-" in key] for model in models]
+    bounds = [[each["roar"][0] for each in found["variants"][model]["trained"].values()] for model in models]
+    assert [row[1:] for row in rows] == [
+        [", ".join(f"{x:.2f}" for x in of[T]) for T in (8, 16, 32)]
+        + [", ".join(f"{x:.1f}" for x in shares), ", ".join(f"{x:.3f}" for x in bound)]
+        for of, shares, bound in zip(nll, mends, bounds, strict=True)]
+    return nll, np.array(mends), np.array(bounds)
+
+
 def test_what_mends_most_stands_in_its_jsons():
     """`mend`, random errors mended as evidence, and bounds, by seed; of how many times what MDLM continued mends that is."""
     said = under(RESULTS["ablations"], "What mends most")
-    header = "| 128 dimensions, `mend`, by seed | T = 8 | 16 | 32 | random errors mended as evidence, % | bound, bits per byte |"
-    (rows,) = rows_below(said, header)
-    found, corrected = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("mending", "mending_correction"))
-    names = "dsl_each_D128", "dsl_each_D128_E_fixed", "dsl_each_D128_E_fixed_slow", "mdlm_each"
-    nll = [{T: found["variants"][name]["nll_by_seed"].get(f"mend/{T}", []) for T in (8, 16, 32)} for name in names]
-    mends = [[100 * of["result"]["random"]["evidence"]["at_98"]["fixed"][0] for key, of in corrected["models"].items()
-              if f"/{name}-" in key] for name in names]
-    bounds = [[each["roar"][0] for each in found["variants"][name]["trained"].values()] for name in names]
-    told = [[", ".join(f"{x:.2f}" for x in of[T]) for T in (8, 16, 32)]
-            + [", ".join(f"{x:.1f}" for x in shares), ", ".join(f"{x:.3f}" for x in bound)]
-            for of, shares, bound in zip(nll, mends, bounds, strict=True)]
-    assert [row[1:] for row in rows] == told
-    *shares, rival = map(np.array, mends)
+    (base, frozen, slow, _), (*shares, rival), _ = mending(said, "mending", MENDED)
     assert tells(said, *(f"{x.mean() / rival.mean():.1f}" for x in shares), ", ".join(f"{x:.1f}" for x in (shares[2] / rival)[:2]))
     assert [(x > 3 * rival).tolist() for x in shares] == [[False, False, True]] * 3
     assert 3 * 9.6 > max(x.mean() for x in shares)
-    base, frozen, slow = nll[:3]
     assert tells(said, *(gain(base[T], frozen[T]) for T in (8, 16, 32)))
     assert tells(said, *(gain(slow[T], frozen[T]) for T in (8, 16, 32)))
+
+
+def test_what_frozen_embeddings_bring_with_the_other_seeds_stands_in_its_jsons():
+    """Gains of three pairs and of all six, and that they do not change the default, as had been settled."""
+    first, said = (under(RESULTS["ablations"], of) for of in ("What mends most", "Frozen embeddings, with the other seeds"))
+    (old, old_mends, _), (new, mends, bounds) = mending(first, "mending", MENDED), mending(said, "frozen", FROZEN)
+    base, frozen = ({T: before[T] + after[T] for T in (8, 16, 32)} for before, after in zip(old, new))
+    gains = [[gain(a[T], b[T]) for T in (8, 16, 32)] for a, b in (new, (base, frozen))]
+    assert tells(said, *gains[0], *gains[1])
+    assert tells(RESULTS["predictions"], f"{mends[1].mean():.1f}, {mends[0].mean():.1f}")
+    base, frozen = np.concatenate([old_mends[:2], mends], 1)
+    assert tells(said, f"{frozen.mean():.1f}, {base.mean():.1f}") and (frozen > base).all()
+    assert (abs(bounds[0] - bounds[1]) < 0.006).all()
+    assert max(np.subtract(*(of[T] for of in new)).mean() for T in (8, 16, 32)) < 0.04
 
 
 def test_settings_of_its_own_for_128_dimensions_stand_in_their_json():
