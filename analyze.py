@@ -172,6 +172,14 @@ def invariance_table(results):
 STYLES = {"lookup": "s--", "evidence": "o-", "sweep": "^:"}
 
 
+def legend_below(figure, axes, columns):
+    """The legend of some axes under a figure, in so many columns, or as many as it has room for: names of checkpoints may be long."""
+    legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncols=columns)
+    if columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        legend_below(figure, axes, columns - 1)
+
+
 def correction_figure(plt, results):
     """Share of errors fixed against the share of clean tokens changed, as tau moves; the end on the right is plain argmax."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
@@ -185,8 +193,7 @@ def correction_figure(plt, results):
         axes.set(xscale="log", xlim=(1e-3, 1), xlabel="share of clean tokens changed (grey: 98% kept)",
                  title={"random": "random errors", "own": "the model's own errors"}[kind])
     panels[0].set(ylabel="share of errors fixed", ylim=(0, None))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7,
-                  ncols=min(3, len(results)))
+    legend_below(figure, panels[0], min(3, len(results)))
     return figure
 
 
@@ -235,7 +242,7 @@ def bounds_figure(plt, results):
     axes.set(xscale="log", xlabel="G, in units of t_c", ylabel="bits per byte")
     axes.set_xticks(TOPS, [str(G) for G in TOPS])
     axes.minorticks_off()
-    figure.legend(loc="outside lower center", ncols=2)
+    legend_below(figure, axes, 2)
     return figure
 
 

@@ -204,8 +204,14 @@ def test_every_question_writes_its_json_and_its_figure(cfg, tmp_path, capsys, mo
         drawn = importlib.util.find_spec("matplotlib") is not None
         assert (tmp_path / f"r/{what}.png").exists() == drawn and ("left out" in shown) == (not drawn)
     found = {m: row["result"] for m, row in json.loads((tmp_path / "r/calibration.json").read_text())["models"].items()}
-    titles = {axes.get_title() for axes in analyze.calibration_figure(pytest.importorskip("matplotlib.pyplot"), found).axes}
+    plt = pytest.importorskip("matplotlib.pyplot")
+    titles = {axes.get_title() for axes in analyze.calibration_figure(plt, found).axes}
     assert len(found["DSL"]) == 5 and set(found["DSL"]) <= titles  # a panel for each kind of draft
+    for what, draw in ("correction", analyze.correction_figure), ("bounds", analyze.bounds_figure):
+        asked = json.loads((tmp_path / f"r/{what}.json").read_text())["models"]
+        figure = draw(plt, {f"{name} out/{9 * 'long/'}ckpt.pt": row["result"] for name, row in asked.items()})
+        figure.canvas.draw()
+        assert figure.bbox.x0 <= (box := figure.legends[0].get_window_extent()).x0 < box.x1 <= figure.bbox.x1
     bits = json.loads((tmp_path / "r/bounds.json").read_text())["models"]["AR"]["result"]["nll"]
     validation = torch.load(f"{cfg.out_dir}/ar/ckpt.pt", weights_only=True)["validation"]["nll"]
     assert bits == pytest.approx(validation, rel=0.02)  # the same windows, in training perhaps in bfloat16
