@@ -2,8 +2,9 @@
 
 What a rule may look at: state.snr and state.x (B, L); state.clean (SNR inf), state.given (a prompt) and state.revealed (clean, but not
 given); state.uniform(what) (B, L), fresh numbers for this step, state.spread(what), evenly spread ones, and state.places(what), which of
-the two --order says; state.best() and state.confidence(), which ask the network, and state.leave_one_out(), which asks it once for each
-token; state.recorded, the confidence that each token had when it was drawn; state.t_c and state.cfg.
+the two --order says; state.best() and state.confidence(), which ask the network, state.look(where, what), which asks it for anything else
+that its logits say, and state.leave_one_out(), which asks it once for each token; state.recorded, the confidence that each token had when
+it was drawn; state.t_c and state.cfg.
 Raising an SNR observes, lowering it forgets (state.py).
 
 The masked-diffusion family shares one schedule: alpha is the share of revealed tokens, time runs from 1 to 0 in T steps. The last

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import itertools
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ from sampler_config import Config as Sampling
 from show import printable
 from validate import bits_per_byte, describe, evaluate, require_windows
 
-LOSSES = {"dsl": dsl_loss, "mdlm": mdlm_loss, "ar": ar_loss}
+LOSSES = {"dsl": dsl_loss, "mdlm": mdlm_loss, "ar": ar_loss}  # what one more takes: README, "Write your own path"
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def build(cfg, tokens, meta):
     if by != "dsl" and (cfg.d_embed, cfg.beta) != (found.d_embed, found.beta):  # MDLM and AR have never trained them: they start anew
         found = replace(found, d_embed=cfg.d_embed, beta=cfg.beta)
         del weights["view.raw_E"], weights["view.beta"]
-    for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_embed", "causal"):
+    for name in [f.name for f in fields(config) if f.name not in ("length", "dropout", "beta", "mask_share")]:
         if getattr(found, name) != getattr(config, name):
             raise Problem(f"{cfg.init_from} has {name} {getattr(found, name)}, this run {getattr(config, name)}: make them agree")
     model = DSL(replace(found, length=cfg.length, dropout=cfg.dropout))
